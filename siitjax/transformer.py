@@ -1,0 +1,252 @@
+"""The low-level model: a decoder-only transformer, numerically TransformerLens' HookedTransformer.
+
+`model(tokens, swap)` is pure and unbatched. It returns its logits and its activations at the named sites; given
+a swap, each masked node takes the source run's value, by a `where` at its site. The path of a weight in the
+PyTree is its TransformerLens key ("blocks.0.attn.W_Q"), so exporting weights is flattening a tree.
+"""
+
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import equinox as eqx
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from siitjax.attention import causal_attention
+from siitjax.nodes import NodeList
+
+LN_EPS = 1e-5
+ACTIVATION_FUNCTIONS = {"relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The shape of a transformer.
+
+    Attributes:
+        n_layers: blocks.
+        d_model: width of the residual stream; d_model / d_head is the number of heads.
+        d_head: width of a head.
+        n_ctx: longest sequence, in tokens.
+        d_vocab: input tokens.
+        d_vocab_out: output classes, or output numbers a token.
+        d_mlp: width of an MLP; None for 4 d_model.
+        act_fn: "relu" or "gelu" (the exact one).
+        attn_only: no MLPs.
+        layer_norm: pre-LayerNorm with weight and bias (TransformerLens' "LN"), or none at all.
+        init_gain: gain of the Xavier normal initialisation.
+
+    Raises:
+        ValueError: a size is not positive, d_head does not divide d_model, or act_fn is unknown.
+    """
+
+    n_layers: int
+    d_model: int
+    d_head: int
+    n_ctx: int
+    d_vocab: int
+    d_vocab_out: int
+    d_mlp: int | None = None
+    act_fn: Literal["relu", "gelu"] = "relu"
+    attn_only: bool = False
+    layer_norm: bool = True
+    init_gain: float = 1.0
+
+    def __post_init__(self):
+        for name in ("n_layers", "d_model", "d_head", "n_ctx", "d_vocab", "d_vocab_out", "mlp_width", "init_gain"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be greater than 0")
+        if self.d_model % self.d_head:
+            raise ValueError(f"d_head {self.d_head} does not divide d_model {self.d_model}; choose one that does")
+        if self.act_fn not in ACTIVATION_FUNCTIONS:
+            raise ValueError(f'act_fn is "{self.act_fn}"; it must be "relu" or "gelu"')
+
+    @property
+    def n_heads(self) -> int:
+        return self.d_model // self.d_head
+
+    @property
+    def mlp_width(self) -> int:
+        return 4 * self.d_model if self.d_mlp is None else self.d_mlp
+
+    @cached_property
+    def nodes(self) -> NodeList:
+        """The nodes of this transformer, in mask order."""
+        return NodeList(self.n_layers, self.n_heads, not self.attn_only)
+
+
+@flax.struct.dataclass
+class Activations:
+    """What the sites hold in one run. In a swap's source a site may be None: then it is not swapped."""
+
+    embed: Float[Array, "seq d_model"] | None
+    z: Float[Array, "layer seq head d_head"] | None
+    post: Float[Array, "layer seq d_mlp"] | None
+
+
+Swap = tuple[Bool[Array, " node"], Activations]
+
+
+class LayerNorm(eqx.Module):
+    w: Float[Array, " d_model"]
+    b: Float[Array, " d_model"]
+
+    def __call__(self, x: Float[Array, " d_model"]) -> Float[Array, " d_model"]:
+        x = x - x.mean()
+        return x * jax.lax.rsqrt((x * x).mean() + LN_EPS) * self.w + self.b
+
+
+class Embed(eqx.Module):
+    W_E: Float[Array, "vocab d_model"]
+
+
+class PosEmbed(eqx.Module):
+    W_pos: Float[Array, "n_ctx d_model"]
+
+
+class Unembed(eqx.Module):
+    W_U: Float[Array, "d_model vocab_out"]
+    b_U: Float[Array, " vocab_out"]
+
+
+class Attention(eqx.Module):
+    W_Q: Float[Array, "head d_model d_head"]
+    W_K: Float[Array, "head d_model d_head"]
+    W_V: Float[Array, "head d_model d_head"]
+    W_O: Float[Array, "head d_head d_model"]
+    b_Q: Float[Array, "head d_head"]
+    b_K: Float[Array, "head d_head"]
+    b_V: Float[Array, "head d_head"]
+    b_O: Float[Array, " d_model"]
+
+    def z(self, x: Float[Array, "seq d_model"]) -> Float[Array, "seq head d_head"]:
+        """What each head read, before W_O: the site `hook_z`."""
+        q, k, v = (
+            jnp.einsum("sm,hmd->shd", x, w) + b[None]
+            for w, b in ((self.W_Q, self.b_Q), (self.W_K, self.b_K), (self.W_V, self.b_V))
+        )
+        return causal_attention(q, k, v)
+
+    def out(self, z: Float[Array, "seq head d_head"]) -> Float[Array, "seq d_model"]:
+        return jnp.einsum("shd,hdm->sm", z, self.W_O) + self.b_O[None]
+
+
+class MLP(eqx.Module):
+    W_in: Float[Array, "d_model d_mlp"]
+    b_in: Float[Array, " d_mlp"]
+    W_out: Float[Array, "d_mlp d_model"]
+    b_out: Float[Array, " d_model"]
+    act_fn: str = eqx.field(static=True)
+
+    def post(self, x: Float[Array, "seq d_model"]) -> Float[Array, "seq d_mlp"]:
+        """The hidden layer after its activation function: the site `hook_post`."""
+        return ACTIVATION_FUNCTIONS[self.act_fn](x @ self.W_in + self.b_in[None])
+
+    def out(self, post: Float[Array, "seq d_mlp"]) -> Float[Array, "seq d_model"]:
+        return post @ self.W_out + self.b_out[None]
+
+
+class Block(eqx.Module):
+    ln1: LayerNorm | None
+    attn: Attention
+    ln2: LayerNorm | None
+    mlp: MLP | None
+
+
+class Transformer(eqx.Module):
+    embed: Embed
+    pos_embed: PosEmbed
+    blocks: tuple[Block, ...]
+    ln_final: LayerNorm | None
+    unembed: Unembed
+    config: TransformerConfig = eqx.field(static=True)
+
+    def __call__(
+        self, tokens: Int[Array, " seq"], swap: Swap | None = None
+    ) -> tuple[Float[Array, "seq vocab_out"], Activations]:
+        """Logits and activations; the masked nodes take the values of the swap's source activations.
+
+        The activations returned are those after the swap: what the rest of the transformer saw.
+        """
+        mask, source = (None, Activations(None, None, None)) if swap is None else swap
+        sites = None if mask is None else self.config.nodes.sites(mask)
+
+        embed = self.embed.W_E[tokens]
+        if sites is not None and source.embed is not None:
+            embed = jnp.where(sites.embed, source.embed, embed)
+        x = embed + self.pos_embed.W_pos[: len(tokens)]
+
+        zs, posts = [], []
+        for i, block in enumerate(self.blocks):
+            z = block.attn.z(_normalised(block.ln1, x))
+            if sites is not None and source.z is not None:
+                z = jnp.where(sites.z[i][None, :, None], source.z[i], z)
+            x = x + block.attn.out(z)
+            zs.append(z)
+            if block.mlp is not None:
+                post = block.mlp.post(_normalised(block.ln2, x))
+                if sites is not None and source.post is not None and sites.post is not None:
+                    post = jnp.where(sites.post[i], source.post[i], post)
+                x = x + block.mlp.out(post)
+                posts.append(post)
+
+        logits = _normalised(self.ln_final, x) @ self.unembed.W_U + self.unembed.b_U[None]
+        return logits, Activations(embed, jnp.stack(zs), jnp.stack(posts) if posts else None)
+
+
+def _normalised(ln: LayerNorm | None, x: Float[Array, "seq d_model"]) -> Float[Array, "seq d_model"]:
+    return x if ln is None else jax.vmap(ln)(x)
+
+
+def init_transformer(config: TransformerConfig, *, key: PRNGKeyArray) -> Transformer:
+    """A transformer with Xavier normal weights of gain `config.init_gain`, zero biases, LayerNorm weights one.
+
+    The fans of a head's matrices are TransformerLens' (`calc_fan_in_and_fan_out`): of a (head, a, b) weight,
+    a in and head * b out.
+    """
+
+    def weight(name: str, *shape: int) -> Float[Array, "..."]:
+        fans = sum(shape) if len(shape) == 2 else shape[1] + shape[0] * shape[2]
+        std = config.init_gain * (2 / fans) ** 0.5
+        # A key a name, not a key a turn: adding a weight leaves the others as they were.
+        return std * jax.random.normal(jax.random.fold_in(key, _crc(name)), shape)
+
+    def layer_norm() -> LayerNorm | None:
+        return LayerNorm(jnp.ones(config.d_model), jnp.zeros(config.d_model)) if config.layer_norm else None
+
+    d_model, d_head, n_heads, d_mlp = config.d_model, config.d_head, config.n_heads, config.mlp_width
+
+    def block(i: int) -> Block:
+        attn = Attention(
+            *(weight(f"blocks.{i}.attn.{w}", n_heads, d_model, d_head) for w in ("W_Q", "W_K", "W_V")),
+            weight(f"blocks.{i}.attn.W_O", n_heads, d_head, d_model),
+            *(jnp.zeros((n_heads, d_head)) for _ in range(3)),
+            jnp.zeros(d_model),
+        )
+        if config.attn_only:
+            return Block(layer_norm(), attn, None, None)
+        mlp = MLP(
+            weight(f"blocks.{i}.mlp.W_in", d_model, d_mlp),
+            jnp.zeros(d_mlp),
+            weight(f"blocks.{i}.mlp.W_out", d_mlp, d_model),
+            jnp.zeros(d_model),
+            config.act_fn,
+        )
+        return Block(layer_norm(), attn, layer_norm(), mlp)
+
+    return Transformer(
+        Embed(weight("embed.W_E", config.d_vocab, d_model)),
+        PosEmbed(weight("pos_embed.W_pos", config.n_ctx, d_model)),
+        tuple(block(i) for i in range(config.n_layers)),
+        layer_norm(),
+        Unembed(weight("unembed.W_U", d_model, config.d_vocab_out), jnp.zeros(config.d_vocab_out)),
+        config,
+    )
+
+
+def _crc(name: str) -> int:
+    return zlib.crc32(name.encode())

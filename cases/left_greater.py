@@ -1,0 +1,43 @@
+"""left_greater: are there more ( than ) so far?"""
+
+import jax.numpy as jnp
+
+from siitjax.case import BOS, Case
+from siitjax.circuit import Variable
+from siitjax.data import Arrangements
+from siitjax.nodes import head, mlp
+
+VOCABULARY = ("BOS", "PAD", "(", ")")
+LEFT, RIGHT = 2, 3
+N_CTX = 15
+
+
+def counts(tokens):
+    """How many ( and how many ) there are up to each position: (seq, 2)."""
+    return jnp.cumsum(jnp.stack([tokens == LEFT, tokens == RIGHT], -1), 0)
+
+
+def left_greater(counts):
+    return counts[:, 0] > counts[:, 1]
+
+
+def answer(tokens, left_greater):
+    """1 or 0; class 2 at BOS, where there is nothing to compare."""
+    return jnp.where(tokens == BOS, 2, left_greater.astype(jnp.int32))
+
+
+CASE = Case(
+    name="left_greater",
+    vocabulary=VOCABULARY,
+    variables=(
+        Variable("counts", ("tokens",), counts, head(0, 1)),
+        Variable("left_greater", ("counts",), left_greater, mlp(0)),
+        Variable("answer", ("tokens", "left_greater"), answer),
+    ),
+    strata=tuple(Arrangements(LEFT, RIGHT, lefts) for lefts in range(N_CTX)),
+    n_layers=1,
+    d_model=12,
+    d_head=3,
+    n_outputs=3,
+    n_ctx=N_CTX,
+)

@@ -1,0 +1,100 @@
+"""A case: one task with its causal model, the transformer it is trained into, its data and its loss."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from siitjax.circuit import Circuit, Variable
+from siitjax.data import Stratum, draw_split
+from siitjax.loss import CrossEntropy, Loss
+from siitjax.transformer import TransformerConfig
+
+BOS, PAD = 0, 1
+"""Every vocabulary begins with these two."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task, declared.
+
+    Attributes:
+        name: what the command line calls it.
+        vocabulary: the tokens' names; the first two are "BOS" and "PAD".
+        variables: the causal model; the last one is the label of each token.
+        strata: samplers of the string that follows BOS; each gives an equal share of the data.
+        n_layers, d_model, d_head: the size of the transformer.
+        n_outputs: classes, or numbers a token.
+        n_ctx: tokens a sample, BOS included.
+        loss: cross-entropy for classes, squared error for numbers.
+        init_gain: gain of the Xavier normal initialisation.
+
+    Raises:
+        ValueError: the vocabulary, the sizes or the circuit are not consistent.
+    """
+
+    name: str
+    vocabulary: tuple[str, ...]
+    variables: tuple[Variable, ...]
+    strata: tuple[Stratum, ...]
+    n_layers: int
+    d_model: int
+    d_head: int
+    n_outputs: int
+    n_ctx: int = 15
+    loss: Loss = field(default_factory=CrossEntropy)
+    init_gain: float = 1.0
+
+    def __post_init__(self):
+        if self.vocabulary[:2] != ("BOS", "PAD") or len(set(self.vocabulary)) != len(self.vocabulary):
+            raise ValueError(f'the vocabulary is {self.vocabulary}; it must begin "BOS", "PAD" and repeat nothing')
+        if self.n_ctx < 2:
+            raise ValueError(f"n_ctx is {self.n_ctx}; it must be at least 2, BOS and one token")
+        if not self.strata:
+            raise ValueError("the case lists no strata; it needs at least one sampler of strings")
+        _ = self.circuit
+
+    @cached_property
+    def config(self) -> TransformerConfig:
+        """The shape of the transformer that the case is trained into."""
+        return TransformerConfig(
+            n_layers=self.n_layers,
+            d_model=self.d_model,
+            d_head=self.d_head,
+            n_ctx=self.n_ctx,
+            d_vocab=len(self.vocabulary),
+            d_vocab_out=self.n_outputs,
+            init_gain=self.init_gain,
+        )
+
+    @cached_property
+    def circuit(self) -> Circuit:
+        """The causal model on this transformer's nodes."""
+        return Circuit(self.variables, self.config.nodes)
+
+    def with_context(self, n_ctx: int) -> "Case":
+        """The same case on samples of `n_ctx` tokens."""
+        return replace(self, n_ctx=n_ctx)
+
+    def token_mask(self, tokens: Int[Array, "*batch seq"]) -> Bool[Array, "*batch seq"]:
+        """A sample's own tokens: those that are counted in losses and metrics. Pads are free."""
+        return tokens != PAD
+
+    def draw(
+        self, n_train: int, n_validation: int, rng: np.random.Generator
+    ) -> tuple[Int[np.ndarray, "train seq"], Int[np.ndarray, "validation seq"]]:
+        """Samples, BOS first, to train and to validate on; no string is in both."""
+        train, validation = draw_split(self.strata, self.n_ctx - 1, n_train, n_validation, rng)
+        return _with_bos(train), _with_bos(validation)
+
+    def tokens(self, string: Sequence[str]) -> Int[np.ndarray, " seq"]:
+        """The sample that `string` spells, BOS put before it. Raises ValueError for what is not in the vocabulary."""
+        if unknown := [s for s in string if s not in self.vocabulary]:
+            raise ValueError(f'"{unknown[0]}" is not a token of {self.name}; those are {" ".join(self.vocabulary)}')
+        return np.array([BOS, *(self.vocabulary.index(s) for s in string)], np.int32)
+
+
+def _with_bos(strings: Int[np.ndarray, "n length"]) -> Int[np.ndarray, "n seq"]:
+    return np.pad(strings, ((0, 0), (1, 0)), constant_values=BOS)

@@ -1,0 +1,129 @@
+"""The high-level model: a causal model over the positions of one token sequence, run with or without a swap.
+
+A `Variable` is declared once: its name, what it reads, the pure function that computes it, and the node where
+it lives. Which node swaps which variable, and what a swap does to the labels, follows from that.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Shaped
+
+from siitjax.nodes import EMBED, Node, NodeList
+
+TOKENS = "tokens"
+
+Values = tuple[Shaped[Array, "seq ..."], ...]
+"""The value of the tokens and of every variable, in the circuit's order."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One variable of a circuit.
+
+    Attributes:
+        name: what other variables read it by.
+        reads: the variables that `compute` takes, in order; "tokens" is the input.
+        compute: a pure jax function of those variables' values, each (seq, ...), that returns (seq, ...).
+        node: where it lives; None for plumbing that no node holds and that is always recomputed.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    compute: Callable[..., Array]
+    node: Node | None = None
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Variables on the nodes of a transformer. The last variable declared is the label of each token.
+
+    `circuit(tokens, swap)` visits the variables in topological order. A swap is a mask over nodes and the
+    values of the source run: the variables on a masked node take the source's values, and everything
+    downstream is computed again from them (an interchange intervention: Geiger et al. 2022, section 3).
+
+    Raises:
+        ValueError: a name is declared twice or read without being declared, the variables read each other in a
+            circle, a node does not exist, or a variable's node does not come after the nodes it reads from.
+    """
+
+    variables: tuple[Variable, ...]
+    nodes: NodeList
+
+    def __post_init__(self):
+        names = [v.name for v in self.variables]
+        if not names:
+            raise ValueError("the circuit has no variables; it needs at least one, the label of each token")
+        for name in {TOKENS, *names}:
+            if names.count(name) + (name == TOKENS) > 1:
+                raise ValueError(f'the variable "{name}" is declared twice; each name may stand once')
+        for v in self.variables:
+            if unknown := set(v.reads) - {TOKENS, *names}:
+                raise ValueError(
+                    f'the variable "{v.name}" reads "{min(unknown)}", which is not declared; '
+                    f"it can read {', '.join([TOKENS, *names])}"
+                )
+            if v.node == EMBED:
+                raise ValueError(f'the variable "{v.name}" is placed on the embedding, which holds the tokens alone')
+            if v.node is not None:
+                self.nodes.index(v.node)
+        try:
+            ordered = self.ordered
+        except CycleError as error:
+            raise ValueError(f"the variables read each other in a circle: {' -> '.join(error.args[1])}") from None
+        self._check_reachable(ordered)
+
+    def _check_reachable(self, ordered: tuple[Variable, ...]) -> None:
+        """What a node's variables read must lie on nodes before it, on the same node, or on none."""
+        behind: dict[str, set[Node]] = {TOKENS: {EMBED}}
+        for v in ordered:
+            read = set[Node]().union(*(behind[name] for name in v.reads))
+            if v.node is not None:
+                if late := [n for n in read if n != v.node and n.depth >= v.node.depth]:
+                    raise ValueError(
+                        f'the variable "{v.name}" on {v.node} reads what {late[0]} holds, which comes no earlier; '
+                        "place it on a later node"
+                    )
+                read = {v.node}
+            behind[v.name] = read
+
+    @cached_property
+    def ordered(self) -> tuple[Variable, ...]:
+        """The variables so that each comes after those it reads."""
+        by_name = {v.name: v for v in self.variables}
+        order = TopologicalSorter({v.name: v.reads for v in self.variables}).static_order()
+        return tuple(by_name[name] for name in order if name != TOKENS)
+
+    @cached_property
+    def circuit_mask(self) -> Bool[np.ndarray, " node"]:
+        """The nodes that hold a variable. The embedding, whose swap is trivial, is not one of them."""
+        return self.nodes.mask({v.node for v in self.variables if v.node is not None})
+
+    @cached_property
+    def unused_mask(self) -> Bool[np.ndarray, " node"]:
+        """The nodes that hold nothing, the embedding excepted: it holds the tokens."""
+        return ~self.circuit_mask & ~self.nodes.mask([EMBED])
+
+    def at(self, node: Node) -> tuple[Variable, ...]:
+        """The variables that live on `node`."""
+        return tuple(v for v in self.variables if v.node == node)
+
+    def __call__(
+        self, tokens: Int[Array, " seq"], swap: tuple[Bool[Array, " node"], Values] | None = None
+    ) -> tuple[Shaped[Array, "seq *out"], Values]:
+        """The labels, and the value of every variable, of one input, perhaps under a swap."""
+
+        def swapped(node: Node | None, i: int, own: Array) -> Array:
+            if swap is None or node is None:
+                return own
+            mask, source = swap
+            return jnp.where(mask[self.nodes.index(node)], source[i], own)
+
+        values = {TOKENS: swapped(EMBED, 0, tokens)}
+        for i, v in enumerate(self.ordered, start=1):
+            values[v.name] = swapped(v.node, i, v.compute(*(values[name] for name in v.reads)))
+        return values[self.variables[-1].name], tuple(values.values())

@@ -1,0 +1,72 @@
+"""The two kinds of loss a case can declare: what a token costs, and when it counts as right."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Loss(Protocol):
+    """A kind of loss. Both methods take one sample's outputs and labels, or any batch of them."""
+
+    def per_token(self, outputs: Float[Array, "*batch seq out"], labels: Array) -> Float[Array, "*batch seq"]:
+        """The loss of each token."""
+        ...
+
+    def correct(self, outputs: Float[Array, "*batch seq out"], labels: Array) -> Bool[Array, "*batch seq"]:
+        """Whether each token counts as right."""
+        ...
+
+    def same(self, labels: Array, others: Array) -> Bool[Array, "*batch seq"]:
+        """Whether each token has the same label in both: what a swap left unchanged."""
+        ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Labels are classes; a token is right when its largest logit is the label's. The loss is in nats."""
+
+    def per_token(
+        self, outputs: Float[Array, "*batch seq out"], labels: Int[Array, "*batch seq"]
+    ) -> Float[Array, "*batch seq"]:
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+
+    def correct(
+        self, outputs: Float[Array, "*batch seq out"], labels: Int[Array, "*batch seq"]
+    ) -> Bool[Array, "*batch seq"]:
+        return jnp.argmax(outputs, -1) == labels
+
+    def same(self, labels: Int[Array, "*batch seq"], others: Int[Array, "*batch seq"]) -> Bool[Array, "*batch seq"]:
+        return labels == others
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """Labels are numbers, one or several a token; the loss is the mean of their squared errors.
+
+    Attributes:
+        tolerance: how far each number may be off in a token that counts as right, in the label's own unit.
+    """
+
+    tolerance: float = 0.05
+
+    def __post_init__(self):
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance is {self.tolerance}; it must be greater than 0")
+
+    def per_token(
+        self, outputs: Float[Array, "*batch seq out"], labels: Float[Array, "*batch seq out"]
+    ) -> Float[Array, "*batch seq"]:
+        return jnp.square(outputs - labels).mean(-1)
+
+    def correct(
+        self, outputs: Float[Array, "*batch seq out"], labels: Float[Array, "*batch seq out"]
+    ) -> Bool[Array, "*batch seq"]:
+        return (jnp.abs(outputs - labels) <= self.tolerance).all(-1)
+
+    def same(
+        self, labels: Float[Array, "*batch seq out"], others: Float[Array, "*batch seq out"]
+    ) -> Bool[Array, "*batch seq"]:
+        return (labels == others).all(-1)

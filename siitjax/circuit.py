@@ -17,8 +17,8 @@ from siitjax.nodes import EMBED, Node, NodeList
 
 TOKENS = "tokens"
 
-Values = tuple[Shaped[Array, "seq ..."], ...]
-"""The value of the tokens and of every variable, in the circuit's order."""
+Values = tuple[Shaped[Array, "seq ..."] | None, ...]
+"""The value of the tokens and of every variable, in the circuit's order; None in a swap's source: not swapped."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,9 @@ class Circuit:
         """The labels, and the value of every variable, of one input, perhaps under a swap."""
 
         def swapped(node: Node | None, i: int, own: Array) -> Array:
-            if swap is None or node is None:
+            if swap is None or node is None or (source := swap[1][i]) is None:
                 return own
-            mask, source = swap
-            return jnp.where(mask[self.nodes.index(node)], source[i], own)
+            return jnp.where(swap[0][self.nodes.index(node)], source, own)
 
         values = {TOKENS: swapped(EMBED, 0, tokens)}
         for i, v in enumerate(self.ordered, start=1):

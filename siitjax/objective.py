@@ -1,0 +1,133 @@
+"""The SIIT objective: three terms, each the loss of the transformer against the circuit under one mask.
+
+    L = w_base L(M(x1), y1) + w_IIT L(M(x1 | circuit node <- x2), H(x1 | node <- x2))
+      + w_SIIT L(M(x1 | unused nodes <- x2), y1)
+
+Source: Gupta et al. 2024, section 3 and Algorithm 1, summed as in Anders & Garriga-Alonso 2024. The weights are
+applied here and nowhere else, once.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from siitjax.case import Case
+from siitjax.circuit import Circuit
+from siitjax.interchange import interchange
+from siitjax.nodes import EMBED
+from siitjax.transformer import Transformer
+
+BASE, IIT, SIIT = range(3)
+"""The order of the terms, of their masks and of their weights."""
+
+CircuitNodes = Literal["one", "subset"]
+UnusedNodes = Literal["subset", "one", "all"]
+DrawnPer = Literal["batch", "example"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the nodes to swap are drawn. The defaults are those of Anders & Garriga-Alonso 2024.
+
+    Attributes:
+        circuit_nodes: "one" of the circuit, or a random "subset", each node with probability p_circuit.
+        unused_nodes: a random "subset", each node with probability p_unused; "one"; or "all" of them.
+        drawn_per: draw once a "batch", or for every "example".
+        embedding: count the embedding as a node of the circuit, as the original did. Its swap is trivial.
+
+    Raises:
+        ValueError: a value is none of these.
+    """
+
+    circuit_nodes: CircuitNodes = "one"
+    unused_nodes: UnusedNodes = "subset"
+    drawn_per: DrawnPer = "batch"
+    embedding: bool = False
+
+    def __post_init__(self):
+        for name, kinds in (("circuit_nodes", CircuitNodes), ("unused_nodes", UnusedNodes), ("drawn_per", DrawnPer)):
+            if getattr(self, name) not in get_args(kinds):
+                accepted = ", ".join(f'"{kind}"' for kind in get_args(kinds))
+                raise ValueError(f'{name} is "{getattr(self, name)}"; it must be one of {accepted}')
+
+
+def swappable(circuit: Circuit, embedding: bool) -> Bool[np.ndarray, " node"]:
+    """The nodes that the IIT term and IIA swap: those of the circuit, with the embedding if it is asked for."""
+    return circuit.circuit_mask | circuit.nodes.mask([EMBED]) if embedding else circuit.circuit_mask
+
+
+def draw_masks(
+    circuit: Circuit,
+    sampling: Sampling,
+    p_circuit: Float[Array, ""],
+    p_unused: Float[Array, ""],
+    *,
+    key: PRNGKeyArray,
+) -> Bool[Array, "3 node"]:
+    """The masks of the three terms: nothing, nodes of the circuit, unused nodes."""
+    circuit_key, unused_key = jax.random.split(key)
+    nodes = swappable(circuit, sampling.embedding)
+    return jnp.stack(
+        [
+            jnp.zeros(len(nodes), bool),
+            _draw(nodes, sampling.circuit_nodes, p_circuit, circuit_key),
+            _draw(circuit.unused_mask, sampling.unused_nodes, p_unused, unused_key),
+        ]
+    )
+
+
+def _draw(
+    nodes: Bool[np.ndarray, " node"], how: str, p: Float[Array, ""], key: PRNGKeyArray
+) -> Bool[Array, " node"]:
+    if how == "all" or not nodes.any():
+        return jnp.asarray(nodes)
+    if how == "subset":
+        return jax.random.bernoulli(key, p, nodes.shape) & nodes
+    return jnp.arange(len(nodes)) == jax.random.choice(key, np.flatnonzero(nodes).astype(np.int32))
+
+
+def batch_masks(
+    circuit: Circuit,
+    sampling: Sampling,
+    p_circuit: Float[Array, ""],
+    p_unused: Float[Array, ""],
+    batch: int,
+    *,
+    key: PRNGKeyArray,
+) -> Bool[Array, "batch 3 node"] | Bool[Array, "3 node"]:
+    """The masks of one batch: one set for all its examples, or one for each."""
+    if sampling.drawn_per == "batch":
+        return draw_masks(circuit, sampling, p_circuit, p_unused, key=key)
+    draw = lambda k: draw_masks(circuit, sampling, p_circuit, p_unused, key=k)
+    return jax.vmap(draw)(jax.random.split(key, batch))
+
+
+def term_losses(
+    model: Transformer,
+    case: Case,
+    base: Int[Array, "batch seq"],
+    source: Int[Array, "batch seq"],
+    masks: Bool[Array, "batch mask node"] | Bool[Array, "mask node"],
+    *,
+    embedding: bool = False,
+) -> Float[Array, " mask"]:
+    """The loss under each mask: the mean over a sample's own tokens, then over the batch.
+
+    The loss's unit is its kind's: nats for cross-entropy.
+    """
+
+    def sample(base, source, masks):
+        outputs, labels = interchange(model, case.circuit, base, source, masks, embedding=embedding)
+        return _mean_over_own(case.loss.per_token(outputs, labels), case.token_mask(base))
+
+    in_axes = (0, 0, 0 if masks.ndim == 3 else None)
+    return jax.vmap(sample, in_axes)(base, source, masks).mean(0)
+
+
+def _mean_over_own(losses: Float[Array, "mask seq"], own: Bool[Array, " seq"]) -> Float[Array, " mask"]:
+    # A pad's loss is replaced, not multiplied by zero, so that not even a nan in it counts.
+    return jnp.where(own[None], losses, 0.0).sum(-1) / jnp.maximum(own.sum(), 1).astype(losses.dtype)

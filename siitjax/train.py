@@ -1,0 +1,332 @@
+"""One training run as pure functions: `make_train(config)` gives init, advance and measure.
+
+What a sweep may vary without changing a shape is a traced leaf of `Hyperparams`, so that one compilation serves
+a whole grid; what changes shapes or control flow is static, in `TrainConfig`. Every function here takes one
+member, and can be vmapped over lanes.
+"""
+
+from dataclasses import dataclass, field, fields
+from enum import IntEnum
+from functools import partial
+from typing import Literal, NamedTuple, Protocol, get_args
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from siitjax.case import Case
+from siitjax.evaluate import Metrics, evaluate
+from siitjax.objective import BASE, IIT, SIIT, Sampling, batch_masks, term_losses
+from siitjax.transformer import Transformer, init_transformer
+
+Updates = Literal["single", "three"]
+Scalar = float | Float[Array, ""]
+
+
+@flax.struct.dataclass
+class Hyperparams:
+    """What a sweep may vary within one compilation. The defaults are those of Anders & Garriga-Alonso 2024.
+
+    Attributes:
+        lr_start, lr_end: learning rate at the first and after the last update, linear between; equal for constant.
+        beta1, beta2, eps: Adam's.
+        clip: largest global norm of a gradient.
+        w_base, w_iit, w_siit: weights of the three loss terms.
+        p_circuit, p_unused: probability of a node in a random subset of the circuit's, of the unused nodes.
+
+    Raises:
+        ValueError: a number is out of its range (traced values are not checked).
+    """
+
+    lr_start: Scalar = 1e-3
+    lr_end: Scalar = 2e-4
+    beta1: Scalar = 0.9
+    beta2: Scalar = 0.9
+    eps: Scalar = 1e-8
+    clip: Scalar = 1.0
+    w_base: Scalar = 0.4
+    w_iit: Scalar = 1.0
+    w_siit: Scalar = 0.4
+    p_circuit: Scalar = 0.5
+    p_unused: Scalar = 0.5
+
+    def __post_init__(self):
+        for names, accepts, words in (
+            (("beta1", "beta2"), lambda x: 0 <= x < 1, "at least 0 and less than 1"),
+            (("p_circuit", "p_unused"), lambda x: 0 <= x <= 1, "from 0 to 1"),
+            (("lr_start", "eps", "clip"), lambda x: 0 < x < np.inf, "greater than 0, and finite"),
+            (("lr_end", "w_base", "w_iit", "w_siit"), lambda x: 0 <= x < np.inf, "at least 0, and finite"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if isinstance(value, int | float) and not accepts(value):
+                    raise ValueError(f"{name} is {value}; it must be {words}")
+
+    def traced(self) -> "Hyperparams":
+        """The same numbers as float32 arrays, as the compiled functions take them."""
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What makes another compilation.
+
+    Attributes:
+        case: the task.
+        epochs: passes over the training set at most; the learning rate reaches its end with the last.
+        batch_size: pairs a batch; an incomplete last batch of an epoch is left out.
+        samples: strings, of which four fifths are trained on and one fifth validated on.
+        updates: "single", one update a batch on the weighted sum, or "three", one for each term in turn
+            (Gupta et al. 2024, Algorithm 1), each with its own weight, all on one optimizer state.
+        sampling: how nodes are drawn.
+
+    Raises:
+        ValueError: a number is not positive, `updates` is unknown, or a batch is larger than the training set.
+    """
+
+    case: Case
+    epochs: int = 100
+    batch_size: int = 256
+    samples: int = 10_000
+    updates: Updates = "single"
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.updates not in get_args(Updates):
+            raise ValueError(f'updates is "{self.updates}"; it must be "single" or "three"')
+        if self.batch_size > self.n_train:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, but {self.samples} samples leave {self.n_train} to train on; "
+                "lower batch_size or raise samples"
+            )
+        if self.samples - self.n_train < 1:
+            raise ValueError(f"{self.samples} samples leave none to validate on; use at least 3")
+
+    @property
+    def n_train(self) -> int:
+        return round(self.samples * 0.8)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.n_train // self.batch_size
+
+
+class Stop(IntEnum):
+    """Where a member stands, and why it stopped."""
+
+    RUNNING = 0
+    CONVERGED = 1
+    """Accuracy, IIA and SIIA were 100% on the validation set."""
+    DIVERGED = 2
+    """The loss stopped being finite; the member keeps the weights and metrics of the epoch before."""
+    EXHAUSTED = 3
+    """All epochs were run."""
+
+
+class Purpose(IntEnum):
+    """What a random number is for: the first thing folded into a member's root key."""
+
+    DATA = 0
+    INIT = 1
+    ORDER = 2
+    SOURCES = 3
+    MASKS = 4
+    VALIDATION = 5
+    FINAL = 6
+
+
+def draw_key(root: PRNGKeyArray, purpose: Purpose, step: int | Int[Array, ""] = 0) -> PRNGKeyArray:
+    """The key for one purpose at one step, which nothing but the member's root key decides."""
+    return jax.random.fold_in(jax.random.fold_in(root, int(purpose)), step)
+
+
+@flax.struct.dataclass
+class Data:
+    """The samples of one member."""
+
+    train: Int[Array, "train seq"]
+    validation: Int[Array, "validation seq"]
+
+
+def draw_data(config: TrainConfig, seed: int) -> Data:
+    """The samples that the member of `seed` trains and validates on."""
+    rng = np.random.default_rng([seed, Purpose.DATA])
+    train, validation = config.case.draw(config.n_train, config.samples - config.n_train, rng)
+    return Data(jnp.asarray(train), jnp.asarray(validation))
+
+
+@flax.struct.dataclass
+class History:
+    """What was seen after each epoch; nan where none was run."""
+
+    loss: Float[Array, "epoch 3"]
+    metrics: Metrics
+
+
+@flax.struct.dataclass
+class State:
+    """One member in training.
+
+    Attributes:
+        root: its root key.
+        epoch: epochs run.
+        stop: a `Stop`.
+    """
+
+    model: Transformer
+    opt_state: optax.OptState
+    root: PRNGKeyArray
+    epoch: Int[Array, ""]
+    stop: Int[Array, ""]
+    history: History
+
+
+class Init(Protocol):
+    def __call__(self, hyper: Hyperparams, root: PRNGKeyArray) -> State: ...
+
+
+class Advance(Protocol):
+    def __call__(self, hyper: Hyperparams, data: Data, state: State, until: Int[Array, ""] | int) -> State: ...
+
+
+class Measure(Protocol):
+    def __call__(self, data: Data, state: State) -> Metrics: ...
+
+
+class Train(NamedTuple):
+    """The pure functions of a training run.
+
+    `init(hyper, root)` makes a member; `advance(hyper, data, state, until)` trains it until `until` epochs are
+    done or it stops; `measure(data, state)` evaluates it on validation pairs that no epoch has seen, so that the
+    figures of a run that stopped at its luckiest pairs are not selected for it. `step` is one batch of advance.
+    """
+
+    init: Init
+    advance: Advance
+    measure: Measure
+    step: "Step"
+
+
+def optimizer(hyper: Hyperparams, n_updates: int) -> optax.GradientTransformation:
+    """Clip by global norm, then Adam, then the linear schedule over `n_updates`; all its numbers may be traced."""
+    return optax.chain(
+        optax.clip_by_global_norm(hyper.clip),
+        optax.scale_by_adam(b1=hyper.beta1, b2=hyper.beta2, eps=hyper.eps),
+        optax.scale_by_learning_rate(optax.linear_schedule(hyper.lr_start, hyper.lr_end, n_updates)),
+    )
+
+
+class Step(Protocol):
+    def __call__(
+        self,
+        hyper: Hyperparams,
+        learner: tuple[Transformer, optax.OptState],
+        base: Int[Array, "batch seq"],
+        source: Int[Array, "batch seq"],
+        key: PRNGKeyArray,
+    ) -> tuple[tuple[Transformer, optax.OptState], Float[Array, "3"]]: ...
+
+
+def make_step(config: TrainConfig) -> Step:
+    """The function that trains on one batch: it gives the learner after it, and the three terms before it."""
+    turns = ([BASE, IIT, SIIT],) if config.updates == "single" else ([IIT], [SIIT], [BASE])
+    n_updates = len(turns) * config.steps_per_epoch * config.epochs
+    losses = partial(term_losses, case=config.case, embedding=config.sampling.embedding)
+
+    def step(hyper, learner, base, source, key):
+        masks = batch_masks(
+            config.case.circuit, config.sampling, hyper.p_circuit, hyper.p_unused, config.batch_size, key=key
+        )
+        weights = jnp.stack([hyper.w_base, hyper.w_iit, hyper.w_siit])
+        model, opt_state = learner
+        seen = jnp.zeros(3)
+        for terms in turns:
+            here = np.array(terms)
+
+            def loss(model, here=here):
+                values = losses(model, base=base, source=source, masks=masks[..., here, :])
+                return weights[here] @ values, values
+
+            gradients, values = jax.grad(loss, has_aux=True)(model)
+            # optax raises a float beta to its integer count, which strict promotion forbids.
+            with jax.numpy_dtype_promotion("standard"):
+                updates, opt_state = optimizer(hyper, n_updates).update(gradients, opt_state)
+            model = optax.apply_updates(model, updates)
+            seen = seen.at[here].set(values)
+        return (model, opt_state), seen
+
+    return step
+
+
+def make_train(config: TrainConfig) -> Train:
+    """The pure functions of a run, closed over everything static. They are not jitted yet: see `Train`."""
+    case, steps, batch = config.case, config.steps_per_epoch, config.batch_size
+    step = make_step(config)
+    evaluated = partial(evaluate, case=case, embedding=config.sampling.embedding)
+
+    def init(hyper, root):
+        model = init_transformer(case.config, key=draw_key(root, Purpose.INIT))
+        seen = jax.eval_shape(lambda: evaluated(model, samples=jnp.zeros((1, case.n_ctx), jnp.int32), key=root))
+        blank = History(jnp.full((config.epochs, 3), jnp.nan), jax.tree.map(partial(_blank, config.epochs), seen))
+        opt_state = optimizer(hyper, 1).init(model)
+        return State(model, opt_state, root, jnp.int32(0), jnp.int32(Stop.RUNNING), blank)
+
+    def batches(data, root, purpose, epoch):
+        order = jax.random.permutation(draw_key(root, purpose, epoch), len(data.train))
+        return order[: steps * batch].reshape(steps, batch)
+
+    def one_epoch(hyper, data, state):
+        bases = batches(data, state.root, Purpose.ORDER, state.epoch)
+        sources = batches(data, state.root, Purpose.SOURCES, state.epoch)
+        counts = state.epoch * steps + jnp.arange(steps)
+
+        def body(learner, now):
+            base, source, count = now
+            key = draw_key(state.root, Purpose.MASKS, count)
+            return step(hyper, learner, data.train[base], data.train[source], key)
+
+        (model, opt_state), losses = jax.lax.scan(body, (state.model, state.opt_state), (bases, sources, counts))
+        metrics = evaluated(model, samples=data.validation, key=draw_key(state.root, Purpose.VALIDATION, state.epoch))
+        finite = jnp.isfinite(losses).all() & _all_finite(model)
+        epoch = state.epoch + 1
+        stop = jnp.where(epoch == config.epochs, int(Stop.EXHAUSTED), int(Stop.RUNNING))
+        stop = jnp.where(metrics.perfect, int(Stop.CONVERGED), stop)
+        after = State(
+            model,
+            opt_state,
+            state.root,
+            epoch,
+            stop,
+            jax.tree.map(
+                lambda all, now: all.at[state.epoch].set(now), state.history, History(losses.mean(0), metrics)
+            ),
+        )
+        diverged = state.replace(stop=jnp.int32(Stop.DIVERGED))
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, diverged)
+
+    def advance(hyper, data, state, until):
+        return jax.lax.while_loop(
+            lambda state: (state.stop == int(Stop.RUNNING)) & (state.epoch < until),
+            partial(one_epoch, hyper, data),
+            state,
+        )
+
+    def measure(data, state):
+        return evaluated(state.model, samples=data.validation, key=draw_key(state.root, Purpose.FINAL))
+
+    return Train(init, advance, measure, step)
+
+
+def _blank(epochs: int, leaf: jax.ShapeDtypeStruct) -> Array:
+    empty = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0
+    return jnp.full((epochs, *leaf.shape), empty, leaf.dtype)
+
+
+def _all_finite(tree: Transformer) -> Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -1,5 +1,7 @@
 """Interchange interventions: patched logits and counterfactual labels, both from one mask."""
 
+from dataclasses import replace
+
 import jax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
@@ -30,7 +32,7 @@ def interchange(
     activations = jax.lax.stop_gradient(activations)
     _, values = circuit(source)
     if not embedding:
-        activations, values = activations.replace(embed=None), (None, *values[1:])
+        activations, values = replace(activations, embed=None), (None, *values[1:])
 
     def patched(mask: Bool[Array, " node"]):
         logits, _ = model(base, (mask, activations))

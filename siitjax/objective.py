@@ -80,9 +80,7 @@ def draw_masks(
     )
 
 
-def _draw(
-    nodes: Bool[np.ndarray, " node"], how: str, p: Float[Array, ""], key: PRNGKeyArray
-) -> Bool[Array, " node"]:
+def _draw(nodes: Bool[np.ndarray, " node"], how: str, p: Float[Array, ""], key: PRNGKeyArray) -> Bool[Array, " node"]:
     if how == "all" or not nodes.any():
         return jnp.asarray(nodes)
     if how == "subset":

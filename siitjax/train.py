@@ -5,11 +5,12 @@ a whole grid; what changes shapes or control flow is static, in `TrainConfig`. E
 member, and can be vmapped over lanes.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import partial
 from typing import Literal, NamedTuple, Protocol, get_args
 
+import equinox as eqx
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from siitjax.objective import BASE, IIT, SIIT, Sampling, batch_masks, term_losse
 from siitjax.transformer import Transformer, init_transformer
 
 Updates = Literal["single", "three"]
-Scalar = float | Float[Array, ""]
+Scalar = float | int | Float[Array, ""]
 
 
 @flax.struct.dataclass
@@ -257,7 +258,7 @@ def make_step(config: TrainConfig) -> Step:
             # optax raises a float beta to its integer count, which strict promotion forbids.
             with jax.numpy_dtype_promotion("standard"):
                 updates, opt_state = optimizer(hyper, n_updates).update(gradients, opt_state)
-            model = optax.apply_updates(model, updates)
+            model = eqx.apply_updates(model, updates)
             seen = seen.at[here].set(values)
         return (model, opt_state), seen
 
@@ -307,7 +308,7 @@ def make_train(config: TrainConfig) -> Train:
                 lambda all, now: all.at[state.epoch].set(now), state.history, History(losses.mean(0), metrics)
             ),
         )
-        diverged = state.replace(stop=jnp.int32(Stop.DIVERGED))
+        diverged = replace(state, stop=jnp.int32(Stop.DIVERGED))
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, diverged)
 
     def advance(hyper, data, state, until):

@@ -222,10 +222,14 @@ def init_transformer(config: TransformerConfig, *, key: PRNGKeyArray) -> Transfo
 
     def block(i: int) -> Block:
         attn = Attention(
-            *(weight(f"blocks.{i}.attn.{w}", n_heads, d_model, d_head) for w in ("W_Q", "W_K", "W_V")),
-            weight(f"blocks.{i}.attn.W_O", n_heads, d_head, d_model),
-            *(jnp.zeros((n_heads, d_head)) for _ in range(3)),
-            jnp.zeros(d_model),
+            W_Q=weight(f"blocks.{i}.attn.W_Q", n_heads, d_model, d_head),
+            W_K=weight(f"blocks.{i}.attn.W_K", n_heads, d_model, d_head),
+            W_V=weight(f"blocks.{i}.attn.W_V", n_heads, d_model, d_head),
+            W_O=weight(f"blocks.{i}.attn.W_O", n_heads, d_head, d_model),
+            b_Q=jnp.zeros((n_heads, d_head)),
+            b_K=jnp.zeros((n_heads, d_head)),
+            b_V=jnp.zeros((n_heads, d_head)),
+            b_O=jnp.zeros(d_model),
         )
         if config.attn_only:
             return Block(layer_norm(), attn, None, None)

@@ -1,0 +1,74 @@
+"""Weights as safetensors files, under TransformerLens' own names.
+
+The path of a weight in the PyTree is its key in HookedTransformer's state dict, so nothing is renamed: in torch,
+`model.load_state_dict(safetensors.torch.load_file(path), strict=False)` (not strict, because TransformerLens
+keeps its causal masks in the state dict too).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from siitjax.files import write_atomically
+from siitjax.transformer import Transformer, TransformerConfig, init_transformer
+
+
+def state_dict(model: Transformer) -> dict[str, Float[np.ndarray, "..."]]:
+    """The weights by TransformerLens key, such as "blocks.0.attn.W_Q"."""
+    leaves = jax.tree_util.tree_leaves_with_path(model)
+    return {_key(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def with_weights(model: Transformer, weights: Mapping[str, Float[np.ndarray, "..."]]) -> Transformer:
+    """`model` with the weights of a state dict; keys that it does not have are left unread.
+
+    Raises:
+        ValueError: a weight is missing, or has another shape.
+    """
+
+    def weight(path, own):
+        key = _key(path)
+        if key not in weights:
+            raise ValueError(f'the weights hold no "{key}"; they hold {", ".join(sorted(weights)) or "nothing"}')
+        if weights[key].shape != own.shape:
+            raise ValueError(f'the weight "{key}" has shape {weights[key].shape}; this transformer needs {own.shape}')
+        return jnp.asarray(weights[key], own.dtype)
+
+    return jax.tree_util.tree_map_with_path(weight, model)
+
+
+def save_weights(path: Path, model: Transformer, about: Mapping[str, str] | None = None) -> None:
+    """Writes the weights, with the transformer's config (and `about`) in the file's metadata; all or nothing."""
+    metadata = {"config": json.dumps(asdict(model.config)), **(about or {})}
+    write_atomically(path, save(state_dict(model), metadata))
+
+
+def load_weights(path: Path) -> Transformer:
+    """The transformer that `save_weights` wrote.
+
+    Raises:
+        ValueError: the file is torn, or another program's.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); train that member again") from None
+    if "config" not in metadata:
+        raise ValueError(f"{path} says nothing of its transformer; only files written by siitjax can be loaded alone")
+    config = TransformerConfig(**json.loads(metadata["config"]))
+    blank = jax.eval_shape(lambda: init_transformer(config, key=jax.random.key(0)))
+    return with_weights(blank, weights)
+
+
+def _key(path: jax.tree_util.KeyPath) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")

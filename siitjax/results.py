@@ -1,0 +1,198 @@
+"""The results folder: one that explains itself, and in which nothing finished is ever lost.
+
+    config.json              the whole sweep, exactly; written first
+    rows.jsonl               one row a finished member: what it was, why it stopped, every metric
+    members/0003.safetensors its weights;  members/0003.csv  its curves
+    summary.json, figure.png, figure.pdf   written when all members are there
+
+A member's files are written before its row, and the rows are replaced whole, so a row that can be read stands for
+a member that is complete. A folder is continued only by the sweep that began it.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from siitjax.export import save_weights
+from siitjax.files import write_atomically
+from siitjax.sweep import Member, Outcome
+
+FORMAT = "siitjax sweep 1"
+CURVES = ("accuracy", "iia", "changed_iia", "sequence_iia", "siia", "joint_siia", "subset_siia")
+
+Row = dict[str, Any]
+
+
+class ResultsError(ValueError):
+    """The folder cannot be used; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A results folder of one sweep."""
+
+    folder: Path
+    question: str
+    members: tuple[Member, ...]
+
+    def config(self) -> dict[str, Any]:
+        """What config.json holds: everything that decides the rows."""
+        return {
+            "format": FORMAT,
+            "question": self.question,
+            "members": [member.describe() for member in self.members],
+        }
+
+    def open(self, *, resume: bool) -> list[Row]:
+        """Makes the folder, or checks that it is ours; gives the rows of the members that are finished.
+
+        Raises:
+            ResultsError: the folder cannot be written, is foreign or torn, holds another sweep, or holds this one
+                unfinished while `resume` is false.
+        """
+        try:
+            holds = sorted(path.name for path in self.folder.iterdir()) if self.folder.exists() else []
+            if not (self.folder / "config.json").exists():
+                if holds:
+                    raise ResultsError(
+                        f'{self.folder} holds "{holds[0]}" and no config.json, so it is not a sweep\'s results; '
+                        "choose another --out"
+                    )
+                self._begin()
+                return []
+            rows = self._read()
+        except OSError as error:
+            raise ResultsError(
+                f"{self.folder} cannot be used ({error.strerror or error}); choose an --out that can be written"
+            ) from None
+        if len(rows) < len(self.members) and not resume:
+            raise ResultsError(
+                f"{self.folder} holds this sweep unfinished, {len(rows)} of {len(self.members)} members; "
+                "add --resume to go on, or choose another --out"
+            )
+        if len(rows) < len(self.members) and not os.access(self.folder, os.W_OK):
+            raise ResultsError(f"{self.folder} cannot be written; give yourself the right to, or choose another --out")
+        return rows
+
+    def add(self, rows: Sequence[Row], index: int, member: Member, outcome: Outcome) -> list[Row]:
+        """Writes a finished member, its row last; gives all rows with it."""
+        about = {"member": json.dumps(member.describe())}
+        save_weights(self.folder / "members" / f"{index:04d}.safetensors", outcome.model, about)
+        write_atomically(self.folder / "members" / f"{index:04d}.csv", _curves(outcome))
+        rows = sorted([*rows, _row(index, member, outcome)], key=lambda row: row["member"])
+        write_atomically(self.folder / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        return rows
+
+    def weights(self, row: Row) -> Path:
+        """The weights of the member that `row` describes."""
+        return self.folder / "members" / f"{row['member']:04d}.safetensors"
+
+    def curves(self, row: Row) -> dict[str, list[float]]:
+        """The curves of the member that `row` describes, one value an epoch."""
+        with open(self.folder / "members" / f"{row['member']:04d}.csv", newline="") as file:
+            epochs = list(csv.DictReader(file))
+        return {name: [float(epoch[name]) for epoch in epochs] for name in CURVES}
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Writes summary.json, with where and by what the sweep was run."""
+        packages = {name: version(name) for name in ("jax", "jaxlib", "equinox", "optax", "numpy")}
+        ran_on = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), **packages}
+        write_atomically(self.folder / "summary.json", json.dumps({**summary, "ran_on": ran_on}, indent=1) + "\n")
+
+    def _begin(self) -> None:
+        (self.folder / "members").mkdir(parents=True)
+        write_atomically(self.folder / "config.json", json.dumps(self.config(), indent=1) + "\n")
+
+    def _read(self) -> list[Row]:
+        found = _parsed(self.folder / "config.json")
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise ResultsError(f"{self.folder} holds a config.json that is not of {FORMAT}; choose another --out")
+        if difference := _difference(found, self.config()):
+            raise ResultsError(
+                f"{self.folder} holds another sweep: {difference}; give the flags that it was begun with, "
+                "or choose another --out"
+            )
+        path = self.folder / "rows.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        rows = [_parsed(path, line, i) for i, line in enumerate(lines, start=1)]
+        numbers = [row.get("member") if isinstance(row, dict) else None for row in rows]
+        if len(set(numbers)) < len(rows) or not set(numbers) <= set(range(len(self.members))):
+            raise ResultsError(f"{path} is damaged: its members are {numbers}; restore it, or choose another --out")
+        for row in rows:
+            for file in (self.weights(row), self.weights(row).with_suffix(".csv")):
+                if not file.exists():
+                    raise ResultsError(f"{file} is missing, though a row stands for it; restore it, or remove the row")
+        return rows
+
+
+def _parsed(path: Path, text: str | None = None, line: int = 1) -> Any:
+    try:
+        return json.loads(path.read_text() if text is None else text)
+    except ValueError:
+        where = f"{path} line {line}" if text is not None else str(path)
+        raise ResultsError(f"{where} is torn: it is not whole JSON; restore it, or choose another --out") from None
+
+
+def _difference(found: Any, ours: Any, where: str = "") -> str | None:
+    """The first place at which two JSON values differ, in words."""
+    if isinstance(found, dict) and isinstance(ours, dict):
+        for key in (*ours, *(key for key in found if key not in ours)):
+            if difference := _difference(found.get(key), ours.get(key), f"{where}.{key}" if where else key):
+                return difference
+        return None
+    if isinstance(found, list) and isinstance(ours, list):
+        if len(found) != len(ours):
+            return f"it has {len(found)} {where or 'entries'}, not {len(ours)}"
+        pairs = enumerate(zip(found, ours, strict=True))
+        return next((d for i, (a, b) in pairs if (d := _difference(a, b, f"{where}[{i}]"))), None)
+    return None if found == ours else f"its {where} is {json.dumps(found)}, not {json.dumps(ours)}"
+
+
+def _number(value: Any) -> float | int | None:
+    """A number as JSON has it: nan, which JSON has not, becomes null."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _row(index: int, member: Member, outcome: Outcome) -> Row:
+    metrics = {
+        name: [_number(v) for v in value] if np.ndim(value) else _number(value)
+        for name, value in vars(outcome.metrics).items()
+    }
+    about = member.describe()
+    circuit = member.config.case.circuit
+    embed = ["embed"] if member.config.sampling.embedding else []
+    return {
+        "member": index,
+        "setting": member.setting,
+        "seed": member.seed,
+        "case": member.config.case.name,
+        "updates": member.config.updates,
+        **about["hyperparams"],
+        "stop": outcome.stop.name.lower(),
+        "epochs": outcome.epochs,
+        "seconds": round(outcome.seconds, 3),
+        **metrics,
+        "circuit_nodes": [*embed, *map(str, circuit.nodes.named(circuit.circuit_mask))],
+        "unused_nodes": [*map(str, circuit.nodes.named(circuit.unused_mask))],
+    }
+
+
+def _curves(outcome: Outcome) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["epoch", "loss_base", "loss_iit", "loss_siit", *CURVES])
+    for epoch in range(outcome.epochs):
+        metrics = [float(getattr(outcome.history.metrics, name)[epoch]) for name in CURVES]
+        writer.writerow([epoch + 1, *map(float, outcome.history.loss[epoch]), *metrics])
+    return text.getvalue()

@@ -275,7 +275,7 @@ def make_train(config: TrainConfig) -> Train:
         model = init_transformer(case.config, key=draw_key(root, Purpose.INIT))
         seen = jax.eval_shape(lambda: evaluated(model, samples=jnp.zeros((1, case.n_ctx), jnp.int32), key=root))
         blank = History(jnp.full((config.epochs, 3), jnp.nan), jax.tree.map(partial(_blank, config.epochs), seen))
-        opt_state = optimizer(hyper, 1).init(model)
+        opt_state = optimizer(hyper, 1).init(eqx.filter(model, eqx.is_array))
         return State(model, opt_state, root, jnp.int32(0), jnp.int32(Stop.RUNNING), blank)
 
     def batches(data, root, purpose, epoch):

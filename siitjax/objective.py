@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from siitjax.case import Case
+from siitjax.choice import check_choice
 from siitjax.circuit import Circuit
 from siitjax.interchange import interchange
 from siitjax.nodes import EMBED
@@ -50,9 +51,7 @@ class Sampling:
 
     def __post_init__(self):
         for name, kinds in (("circuit_nodes", CircuitNodes), ("unused_nodes", UnusedNodes), ("drawn_per", DrawnPer)):
-            if getattr(self, name) not in get_args(kinds):
-                accepted = ", ".join(f'"{kind}"' for kind in get_args(kinds))
-                raise ValueError(f'{name} is "{getattr(self, name)}"; it must be one of {accepted}')
+            check_choice(name, getattr(self, name), get_args(kinds))
 
 
 def swappable(circuit: Circuit, embedding: bool) -> Bool[np.ndarray, " node"]:

@@ -15,19 +15,23 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
+from siitjax.evaluate import Metrics
 from siitjax.export import save_weights
 from siitjax.files import write_atomically
 from siitjax.sweep import Member, Outcome
 
 FORMAT = "siitjax sweep 1"
+ENDED = ("stop", "epochs", "seconds", *(f.name for f in fields(Metrics)))
+"""What a row says of how its member ended."""
 CURVES = ("accuracy", "iia", "changed_iia", "sequence_iia", "siia", "joint_siia", "subset_siia")
 
 Row = dict[str, Any]
@@ -103,6 +107,10 @@ class Results:
             epochs = list(csv.DictReader(file))
         return {name: [float(epoch[name]) for epoch in epochs] for name in CURVES}
 
+    def is_finished(self) -> bool:
+        """Whether the summary, which is written last, is there."""
+        return (self.folder / "summary.json").exists()
+
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes summary.json, with where and by what the sweep was run."""
         packages = {name: version(name) for name in ("jax", "jaxlib", "equinox", "optax", "numpy")}
@@ -129,10 +137,26 @@ class Results:
         if len(set(numbers)) < len(rows) or not set(numbers) <= set(range(len(self.members))):
             raise ResultsError(f"{path} is damaged: its members are {numbers}; restore it, or choose another --out")
         for row in rows:
-            for file in (self.weights(row), self.weights(row).with_suffix(".csv")):
-                if not file.exists():
-                    raise ResultsError(f"{file} is missing, though a row stands for it; restore it, or remove the row")
+            member = self.members[row["member"]]
+            wrong = [key for key, value in _head(row["member"], member).items() if row.get(key) != value]
+            if missing := [*wrong, *(name for name in ENDED if name not in row)]:
+                raise ResultsError(
+                    f'{path} is damaged: the "{missing[0]}" of member {row["member"]} is missing or another\'s; '
+                    "restore it, or choose another --out"
+                )
+            self._check_files(row)
         return rows
+
+    def _check_files(self, row: Row) -> None:
+        try:
+            with safe_open(self.weights(row), "numpy"):
+                self.curves(row)
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            files = f"{self.weights(row)} or {self.weights(row).with_suffix('.csv').name}"
+            raise ResultsError(
+                f"{files} is missing or torn ({' '.join(str(error).split())}), though a row stands for it; restore it, "
+                "or take its row out of rows.jsonl and --resume"
+            ) from None
 
 
 def _parsed(path: Path, text: str | None = None, line: int = 1) -> Any:
@@ -164,21 +188,27 @@ def _number(value: Any) -> float | int | None:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _row(index: int, member: Member, outcome: Outcome) -> Row:
-    metrics = {
-        name: [_number(v) for v in value] if np.ndim(value) else _number(value)
-        for name, value in vars(outcome.metrics).items()
-    }
-    about = member.describe()
-    circuit = member.config.case.circuit
-    embed = ["embed"] if member.config.sampling.embedding else []
+def _head(index: int, member: Member) -> Row:
+    """What a row says of its member before it is trained."""
     return {
         "member": index,
         "setting": member.setting,
         "seed": member.seed,
         "case": member.config.case.name,
         "updates": member.config.updates,
-        **about["hyperparams"],
+        **member.describe()["hyperparams"],
+    }
+
+
+def _row(index: int, member: Member, outcome: Outcome) -> Row:
+    metrics = {
+        name: [_number(v) for v in value] if np.ndim(value) else _number(value)
+        for name, value in vars(outcome.metrics).items()
+    }
+    circuit = member.config.case.circuit
+    embed = ["embed"] if member.config.sampling.embedding else []
+    return {
+        **_head(index, member),
         "stop": outcome.stop.name.lower(),
         "epochs": outcome.epochs,
         "seconds": round(outcome.seconds, 3),

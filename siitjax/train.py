@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from siitjax.case import Case
+from siitjax.choice import check_choice
 from siitjax.evaluate import Metrics, evaluate
 from siitjax.objective import BASE, IIT, SIIT, Sampling, batch_masks, term_losses
 from siitjax.transformer import Transformer, init_transformer
@@ -99,8 +100,7 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.updates not in get_args(Updates):
-            raise ValueError(f'updates is "{self.updates}"; it must be "single" or "three"')
+        check_choice("updates", self.updates, get_args(Updates))
         if self.batch_size > self.n_train:
             raise ValueError(
                 f"batch_size is {self.batch_size}, but {self.samples} samples leave {self.n_train} to train on; "

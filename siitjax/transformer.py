@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from siitjax.attention import causal_attention
+from siitjax.choice import check_choice
 from siitjax.nodes import NodeList
 
 LN_EPS = 1e-5
@@ -62,8 +63,7 @@ class TransformerConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be greater than 0")
         if self.d_model % self.d_head:
             raise ValueError(f"d_head {self.d_head} does not divide d_model {self.d_model}; choose one that does")
-        if self.act_fn not in ACTIVATION_FUNCTIONS:
-            raise ValueError(f'act_fn is "{self.act_fn}"; it must be "relu" or "gelu"')
+        check_choice("act_fn", self.act_fn, tuple(ACTIVATION_FUNCTIONS))
 
     @property
     def n_heads(self) -> int:

@@ -1,0 +1,56 @@
+"""Comparisons of two settings, seed by seed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.stats import ttest_1samp
+
+from siitjax.results import Row
+
+MARGIN = 1.25
+"""How many times the other's epochs a setting may need and still match it; fixed before any sweep was run."""
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How many times the epochs of another setting one needs to converge.
+
+    Attributes:
+        kind: "matches" where the whole interval lies below the margin, "behind" where it lies above, else "unclear".
+        ratio, low, high: geometric mean over the seeds, and its 95% interval; None with fewer than two pairs.
+        pairs: seeds of which at least one of the two converged: the others say nothing.
+    """
+
+    kind: Literal["matches", "behind", "unclear"]
+    ratio: float | None
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+def lag(rows: Sequence[Row], others: Sequence[Row]) -> Lag:
+    """Compares the epochs to converge of two settings, paired by seed: a t interval on the log of their ratio.
+
+    A member that did not converge counts as converging with its last epoch, the least that it can have needed.
+
+    Raises:
+        ValueError: the seeds of the two are not the same.
+    """
+    if [row["seed"] for row in rows] != [row["seed"] for row in others]:
+        raise ValueError("the two settings were run with different seeds; run both with the same to compare them")
+    pairs = [
+        (row["epochs"], other["epochs"])
+        for row, other in zip(rows, others, strict=True)
+        if "converged" in (row["stop"], other["stop"])
+    ]
+    if len(pairs) < 2:
+        return Lag("unclear", None, None, None, len(pairs))
+    logs = np.log([a / b for a, b in pairs])
+    if np.ptp(logs) < 1e-12:
+        low = high = float(logs[0])
+    else:
+        low, high = map(float, ttest_1samp(logs, 0.0).confidence_interval(0.95))
+    kind = "matches" if high < np.log(MARGIN) else "behind" if low > np.log(MARGIN) else "unclear"
+    return Lag(kind, float(np.exp(logs.mean())), float(np.exp(low)), float(np.exp(high)), len(pairs))

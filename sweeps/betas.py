@@ -1,0 +1,84 @@
+"""Does Adam's beta2 decide whether one SIIT update a batch matches three?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import cases
+from siitjax.command import Question, flag, main
+from siitjax.compare import MARGIN, Lag, lag
+from siitjax.objective import Sampling
+from siitjax.report import Verdict
+from siitjax.results import Row
+from siitjax.sweep import Member
+from siitjax.train import Hyperparams, TrainConfig, Updates
+
+
+@dataclass(frozen=True)
+class Betas(Question):
+    """Does Adam's beta2 decide whether one SIIT update a batch matches three?
+
+    Gupta et al. 2024 (Algorithm 1) take three updates a batch, one for each loss term. Anders & Garriga-Alonso
+    2024 take one, on the weighted sum, with Adam's betas at (0.9, 0.9) in place of (0.9, 0.999). This sweep
+    trains both kinds under each beta2, on the same data from the same first weights, and compares how many
+    epochs they need until accuracy, IIA and SIIA are 100% on validation.
+    """
+
+    title = "Does Adam's beta2 decide whether one SIIT update a batch matches three?"
+
+    beta1: tuple[float, ...] = flag((0.9,), "Adam's beta1")
+    beta2: tuple[float, ...] = flag((0.9, 0.999), "Adam's beta2")
+    updates: tuple[Updates, ...] = flag(("single", "three"), "updates a batch: single, three")
+
+    def members(self) -> Sequence[Member]:
+        case, sampling = cases.find(self.case), Sampling(drawn_per=self.drawn_per, embedding=self.embedding)
+        settings = product(self.beta1, self.beta2, self.updates)
+        return [
+            Member(
+                setting=f"{updates}, beta2 {beta2:g}" + (f", beta1 {beta1:g}" if len(self.beta1) > 1 else ""),
+                seed=seed,
+                config=TrainConfig(case, self.epochs, self.batch_size, self.samples, updates, sampling),
+                hyper=Hyperparams(beta1=beta1, beta2=beta2),
+            )
+            for beta1, beta2, updates in settings
+            for seed in range(self.seeds)
+        ]
+
+    def verdict(self, rows: Sequence[Row]) -> Verdict:
+        if set(self.updates) != {"single", "three"} or len(self.beta2) < 2:
+            return Verdict("undecided", "the question needs both kinds of update, each under two beta2 or more.")
+        lags = {
+            (beta1, beta2): lag(*(self._of(rows, beta1, beta2, updates) for updates in ("single", "three")))
+            for beta1, beta2 in product(self.beta1, self.beta2)
+        }
+        seen = "; ".join(f"at {self._name(*betas)} {words(found)}" for betas, found in lags.items())
+        kinds = {found.kind for found in lags.values()}
+        if kinds == {"matches", "behind"}:
+            return Verdict("supported", f"{seen}.")
+        kind = "undecided" if "unclear" in kinds else "contradicted"
+        return Verdict(kind, f"{seen}.")
+
+    def _of(self, rows: Sequence[Row], beta1: float, beta2: float, updates: str) -> list[Row]:
+        """The rows of one setting, by seed."""
+        ours = [r for r in rows if (r["updates"], r["beta1"], r["beta2"]) == (updates, beta1, beta2)]
+        return sorted(ours, key=lambda row: row["seed"])
+
+    def _name(self, beta1: float, beta2: float) -> str:
+        return f"beta2 {beta2:g}" + (f", beta1 {beta1:g}," if len(self.beta1) > 1 else "")
+
+
+def words(found: Lag) -> str:
+    """What a comparison of single with three found."""
+    if found.ratio is None:
+        return f"too few seeds converged to compare ({found.pairs})"
+    numbers = f"{found.ratio:.2f} times the epochs of three (95% interval {found.low:.2f}-{found.high:.2f})"
+    means = {
+        "matches": "matches",
+        "behind": "falls behind",
+        "unclear": f"may lie on either side of the margin, {MARGIN:g}",
+    }
+    return f"single needs {numbers}, so it {means[found.kind]}"
+
+
+if __name__ == "__main__":
+    main(Betas)

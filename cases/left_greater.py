@@ -9,7 +9,6 @@ from siitjax.nodes import head, mlp
 
 VOCABULARY = ("BOS", "PAD", "(", ")")
 LEFT, RIGHT = 2, 3
-N_CTX = 15
 
 
 def counts(tokens):
@@ -34,10 +33,9 @@ CASE = Case(
         Variable("left_greater", ("counts",), left_greater, mlp(0)),
         Variable("answer", ("tokens", "left_greater"), answer),
     ),
-    strata=tuple(Arrangements(LEFT, RIGHT, lefts) for lefts in range(N_CTX)),
+    strata=lambda length: tuple(Arrangements(LEFT, RIGHT, lefts) for lefts in range(length + 1)),
     n_layers=1,
     d_model=12,
     d_head=3,
     n_outputs=3,
-    n_ctx=N_CTX,
 )

@@ -1,9 +1,11 @@
 """A case: one task with its causal model, the transformer it is trained into, its data and its loss."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
@@ -24,7 +26,8 @@ class Case:
         name: what the command line calls it.
         vocabulary: the tokens' names; the first two are "BOS" and "PAD".
         variables: the causal model; the last one is the label of each token.
-        strata: samplers of the string that follows BOS; each gives an equal share of the data.
+        strata: samplers of the string that follows BOS, or the function that gives them for its length; each gives
+            an equal share of the data.
         n_layers, d_model, d_head: the size of the transformer.
         n_outputs: classes, or numbers a token.
         n_ctx: tokens a sample, BOS included.
@@ -38,7 +41,7 @@ class Case:
     name: str
     vocabulary: tuple[str, ...]
     variables: tuple[Variable, ...]
-    strata: tuple[Stratum, ...]
+    strata: tuple[Stratum, ...] | Callable[[int], tuple[Stratum, ...]]
     n_layers: int
     d_model: int
     d_head: int
@@ -54,7 +57,11 @@ class Case:
             raise ValueError(f"n_ctx is {self.n_ctx}; it must be at least 2, BOS and one token")
         if not self.strata:
             raise ValueError("the case lists no strata; it needs at least one sampler of strings")
-        _ = self.circuit
+        tokens = jax.ShapeDtypeStruct((self.n_ctx,), jnp.int32)
+        label = jax.eval_shape(lambda tokens: self.circuit(tokens)[0], tokens).shape
+        expected = (self.n_ctx, *self.loss.label_shape(self.n_outputs))
+        if label != expected:
+            raise ValueError(f"the label has shape {label}, but {self.loss} takes {expected}, tokens first")
 
     @cached_property
     def config(self) -> TransformerConfig:
@@ -86,7 +93,9 @@ class Case:
         self, n_train: int, n_validation: int, rng: np.random.Generator
     ) -> tuple[Int[np.ndarray, "train seq"], Int[np.ndarray, "validation seq"]]:
         """Samples, BOS first, to train and to validate on; no string is in both."""
-        train, validation = draw_split(self.strata, self.n_ctx - 1, n_train, n_validation, rng)
+        length = self.n_ctx - 1
+        strata = self.strata(length) if callable(self.strata) else self.strata
+        train, validation = draw_split(strata, length, n_train, n_validation, rng)
         return _with_bos(train), _with_bos(validation)
 
     def tokens(self, string: Sequence[str]) -> Int[np.ndarray, " seq"]:

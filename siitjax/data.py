@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-Strings = Int[np.ndarray, "string position"]
+Strings = Int[np.ndarray, "_ position"]
 Stratum = Callable[[np.random.Generator, int, int], Strings]
 """`stratum(rng, n, length)` draws n strings of `length` tokens, each with the same probability."""
 
@@ -59,7 +59,7 @@ class Those:
                 return np.concatenate(kept)[:n]
         raise ValueError(
             f"{TRIES * max(n, 1000)} strings of length {length} held fewer than {n} of a kind that the case lists; "
-            "lengthen n_ctx or drop that stratum"
+            "choose another n_ctx or drop that stratum"
         )
 
 

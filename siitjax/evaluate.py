@@ -5,23 +5,23 @@ IIA on the labels that the swap changed, and over whole sequences. SIIA swaps on
 stand SIIA with all unused nodes, and with a random subset for each example, swapped together.
 """
 
-import flax.struct
+from itertools import groupby
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from siitjax.case import Case
-from siitjax.interchange import interchange
+from siitjax.interchange import LowLevel, interchange_by_layer
 from siitjax.objective import swappable
-from siitjax.transformer import Transformer
 
 CHUNK = 250
 """Samples evaluated together, under every mask: bounds the memory, not the result."""
 
 
-@flax.struct.dataclass
-class Metrics:
+class Metrics(eqx.Module):
     """Shares of tokens that are right, from 0 to 1, each over the whole validation set.
 
     Attributes:
@@ -57,7 +57,7 @@ class Metrics:
 
 
 def evaluate(
-    model: Transformer,
+    model: LowLevel,
     case: Case,
     samples: Int[Array, "sample seq"],
     *,
@@ -72,17 +72,17 @@ def evaluate(
     circuit = case.circuit
     order_key, subset_key = jax.random.split(key)
     sources = samples[jax.random.permutation(order_key, len(samples))]
-    circuit_nodes = np.flatnonzero(swappable(circuit, embedding))
-    unused_nodes = np.flatnonzero(circuit.unused_mask)
-    one_at_a_time = np.eye(len(circuit.nodes), dtype=bool)[np.concatenate([circuit_nodes, unused_nodes])]
-    nothing = np.zeros((1, len(circuit.nodes)), bool)
-    fixed_masks = jnp.asarray(np.concatenate([nothing, one_at_a_time, circuit.unused_mask[None]]))
+    counted = swappable(circuit, embedding)
+    measured = np.flatnonzero(counted | circuit.unused_mask)
+    begins = lambda node: circuit.nodes.nodes[node].layer
+    one = np.eye(len(circuit.nodes), dtype=bool)
+    one_at_a_time = [(layer, jnp.asarray(one[[*nodes]])) for layer, nodes in groupby(measured, key=begins)]
     subsets = jax.random.bernoulli(subset_key, 0.5, (len(samples), len(circuit.nodes))) & circuit.unused_mask[None]
 
     def count(pair):
         base, source, subset = pair
-        masks = jnp.concatenate([fixed_masks, subset[None]])
-        outputs, labels = interchange(model, circuit, base, source, masks, embedding=embedding)
+        groups = [*one_at_a_time, (0, jnp.stack([jnp.asarray(circuit.unused_mask), subset]))]
+        outputs, labels = interchange_by_layer(model, circuit, base, source, groups, embedding=embedding)
         own = case.token_mask(base)[None]
         wrong = ~case.loss.correct(outputs, labels) & own
         changed = ~case.loss.same(labels, jnp.broadcast_to(labels[:1], labels.shape)) & own
@@ -94,8 +94,9 @@ def evaluate(
     def right(wrong, total):
         return 1 - wrong.astype(jnp.float32) / jnp.asarray(total, jnp.float32)
 
-    nodes = slice(1, 1 + len(circuit_nodes))
-    unused = slice(nodes.stop, nodes.stop + len(unused_nodes))
+    # The rows of the counts: nothing swapped, each measured node, all unused nodes, a random subset of them.
+    nodes = 1 + np.flatnonzero(counted[measured])
+    unused = 1 + np.flatnonzero(~counted[measured])
     node_changed_iia = right(wrong_changed[nodes], changed[nodes])  # 0 / 0 is the nan it should be
     any_changed = changed[nodes] > 0
     node_iia, node_siia = right(wrong[nodes], tokens), right(wrong[unused], tokens)
@@ -106,12 +107,12 @@ def evaluate(
         worst_changed_iia=jnp.where(any_changed, node_changed_iia, 1.0).min(),
         sequence_iia=right(wrong_samples[nodes], len(samples)).mean(),
         # Without unused nodes nothing can be wrong, and no mean be taken.
-        siia=node_siia.mean() if len(unused_nodes) else jnp.ones(()),
-        joint_siia=right(wrong[unused.stop], tokens),
-        subset_siia=right(wrong[unused.stop + 1], tokens),
+        siia=node_siia.mean() if len(unused) else jnp.ones(()),
+        joint_siia=right(wrong[-2], tokens),
+        subset_siia=right(wrong[-1], tokens),
         node_iia=node_iia,
         node_changed_iia=node_changed_iia,
         node_changed=changed[nodes],
         node_siia=node_siia,
-        perfect=(wrong[: unused.stop] == 0).all(),
+        perfect=(wrong[:-2] == 0).all(),
     )

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,9 @@ from safetensors.numpy import save
 
 from siitjax.files import write_atomically
 from siitjax.transformer import Transformer, TransformerConfig, init_transformer
+
+METADATA = "siitjax"
+"""The entry of a file's metadata that holds, as JSON, the transformer's config and what else is known of it."""
 
 
 def state_dict(model: Transformer) -> dict[str, Float[np.ndarray, "..."]]:
@@ -45,9 +49,10 @@ def with_weights(model: Transformer, weights: Mapping[str, Float[np.ndarray, "..
     return jax.tree_util.tree_map_with_path(weight, model)
 
 
-def save_weights(path: Path, model: Transformer, about: Mapping[str, str] | None = None) -> None:
+def save_weights(path: Path, model: Transformer, about: Mapping[str, Any] | None = None) -> None:
     """Writes the weights, with the transformer's config (and `about`) in the file's metadata; all or nothing."""
-    metadata = {"config": json.dumps(asdict(model.config)), **(about or {})}
+    # One entry, since safetensors writes several in no fixed order: the same weights make the same file.
+    metadata = {METADATA: json.dumps({"config": asdict(model.config), **(about or {})})}
     write_atomically(path, save(state_dict(model), metadata))
 
 
@@ -63,9 +68,9 @@ def load_weights(path: Path) -> Transformer:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); train that member again") from None
-    if "config" not in metadata:
+    if METADATA not in metadata:
         raise ValueError(f"{path} says nothing of its transformer; only files written by siitjax can be loaded alone")
-    config = TransformerConfig(**json.loads(metadata["config"]))
+    config = TransformerConfig(**json.loads(metadata[METADATA])["config"])
     blank = jax.eval_shape(lambda: init_transformer(config, key=jax.random.key(0)))
     return with_weights(blank, weights)
 

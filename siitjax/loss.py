@@ -1,15 +1,20 @@
 """The two kinds of loss a case can declare: what a token costs, and when it counts as right."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
 
+@runtime_checkable
 class Loss(Protocol):
     """A kind of loss. Both methods take one sample's outputs and labels, or any batch of them."""
+
+    def label_shape(self, n_outputs: int) -> tuple[int, ...]:
+        """The shape of one token's label."""
+        ...
 
     def per_token(self, outputs: Float[Array, "*batch seq out"], labels: Array) -> Float[Array, "*batch seq"]:
         """The loss of each token."""
@@ -27,6 +32,9 @@ class Loss(Protocol):
 @dataclass(frozen=True)
 class CrossEntropy:
     """Labels are classes; a token is right when its largest logit is the label's. The loss is in nats."""
+
+    def label_shape(self, n_outputs: int) -> tuple[int, ...]:
+        return ()
 
     def per_token(
         self, outputs: Float[Array, "*batch seq out"], labels: Int[Array, "*batch seq"]
@@ -55,6 +63,9 @@ class SquaredError:
     def __post_init__(self):
         if not self.tolerance > 0:
             raise ValueError(f"tolerance is {self.tolerance}; it must be greater than 0")
+
+    def label_shape(self, n_outputs: int) -> tuple[int, ...]:
+        return (n_outputs,)
 
     def per_token(
         self, outputs: Float[Array, "*batch seq out"], labels: Float[Array, "*batch seq out"]

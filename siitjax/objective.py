@@ -18,9 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from siitjax.case import Case
 from siitjax.choice import check_choice
 from siitjax.circuit import Circuit
-from siitjax.interchange import interchange
+from siitjax.interchange import LowLevel, interchange
 from siitjax.nodes import EMBED
-from siitjax.transformer import Transformer
 
 BASE, IIT, SIIT = range(3)
 """The order of the terms, of their masks and of their weights."""
@@ -104,7 +103,7 @@ def batch_masks(
 
 
 def term_losses(
-    model: Transformer,
+    model: LowLevel,
     case: Case,
     base: Int[Array, "batch seq"],
     source: Int[Array, "batch seq"],

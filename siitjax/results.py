@@ -90,7 +90,7 @@ class Results:
 
     def add(self, rows: Sequence[Row], index: int, member: Member, outcome: Outcome) -> list[Row]:
         """Writes a finished member, its row last; gives all rows with it."""
-        about = {"member": json.dumps(member.describe())}
+        about = {"member": member.describe()}
         save_weights(self.folder / "members" / f"{index:04d}.safetensors", outcome.model, about)
         write_atomically(self.folder / "members" / f"{index:04d}.csv", _curves(outcome))
         rows = sorted([*rows, _row(index, member, outcome)], key=lambda row: row["member"])

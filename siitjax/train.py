@@ -8,16 +8,16 @@ member, and can be vmapped over lanes.
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import partial
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import equinox as eqx
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from siitjax.attention import CausalAttention, causal_attention
 from siitjax.case import Case
 from siitjax.choice import check_choice
 from siitjax.evaluate import Metrics, evaluate
@@ -28,8 +28,7 @@ Updates = Literal["single", "three"]
 Scalar = float | int | Float[Array, ""]
 
 
-@flax.struct.dataclass
-class Hyperparams:
+class Hyperparams(eqx.Module):
     """What a sweep may vary within one compilation. The defaults are those of Anders & Garriga-Alonso 2024.
 
     Attributes:
@@ -147,8 +146,7 @@ def draw_key(root: PRNGKeyArray, purpose: Purpose, step: int | Int[Array, ""] = 
     return jax.random.fold_in(jax.random.fold_in(root, int(purpose)), step)
 
 
-@flax.struct.dataclass
-class Data:
+class Data(eqx.Module):
     """The samples of one member."""
 
     train: Int[Array, "train seq"]
@@ -162,16 +160,14 @@ def draw_data(config: TrainConfig, seed: int) -> Data:
     return Data(jnp.asarray(train), jnp.asarray(validation))
 
 
-@flax.struct.dataclass
-class History:
+class History(eqx.Module):
     """What was seen after each epoch; nan where none was run."""
 
-    loss: Float[Array, "epoch 3"]
+    loss: Float[Array, "*epoch 3"]
     metrics: Metrics
 
 
-@flax.struct.dataclass
-class State:
+class State(eqx.Module):
     """One member in training.
 
     Attributes:
@@ -188,14 +184,17 @@ class State:
     history: History
 
 
+@runtime_checkable
 class Init(Protocol):
     def __call__(self, hyper: Hyperparams, root: PRNGKeyArray) -> State: ...
 
 
+@runtime_checkable
 class Advance(Protocol):
     def __call__(self, hyper: Hyperparams, data: Data, state: State, until: Int[Array, ""] | int) -> State: ...
 
 
+@runtime_checkable
 class Measure(Protocol):
     def __call__(self, data: Data, state: State) -> Metrics: ...
 
@@ -223,6 +222,7 @@ def optimizer(hyper: Hyperparams, n_updates: int) -> optax.GradientTransformatio
     )
 
 
+@runtime_checkable
 class Step(Protocol):
     def __call__(
         self,
@@ -234,11 +234,13 @@ class Step(Protocol):
     ) -> tuple[tuple[Transformer, optax.OptState], Float[Array, "3"]]: ...
 
 
-def make_step(config: TrainConfig) -> Step:
+def make_step(config: TrainConfig, attention: CausalAttention = causal_attention) -> Step:
     """The function that trains on one batch: it gives the learner after it, and the three terms before it."""
     turns = ([BASE, IIT, SIIT],) if config.updates == "single" else ([IIT], [SIIT], [BASE])
     n_updates = len(turns) * config.steps_per_epoch * config.epochs
-    losses = partial(term_losses, case=config.case, embedding=config.sampling.embedding)
+    losses = lambda model, *on: term_losses(
+        partial(model, attention=attention), config.case, *on, embedding=config.sampling.embedding
+    )
 
     def step(hyper, learner, base, source, key):
         masks = batch_masks(
@@ -251,7 +253,7 @@ def make_step(config: TrainConfig) -> Step:
             here = np.array(terms)
 
             def loss(model, here=here):
-                values = losses(model, base=base, source=source, masks=masks[..., here, :])
+                values = losses(model, base, source, masks[..., here, :])
                 return weights[here] @ values, values
 
             gradients, values = jax.grad(loss, has_aux=True)(model)
@@ -265,11 +267,14 @@ def make_step(config: TrainConfig) -> Step:
     return step
 
 
-def make_train(config: TrainConfig) -> Train:
+def make_train(config: TrainConfig, attention: CausalAttention = causal_attention) -> Train:
     """The pure functions of a run, closed over everything static. They are not jitted yet: see `Train`."""
     case, steps, batch = config.case, config.steps_per_epoch, config.batch_size
-    step = make_step(config)
-    evaluated = partial(evaluate, case=case, embedding=config.sampling.embedding)
+    step = make_step(config, attention)
+
+    def evaluated(model, samples, key):
+        runs = partial(model, attention=attention)
+        return evaluate(runs, case, samples, key=key, embedding=config.sampling.embedding)
 
     def init(hyper, root):
         model = init_transformer(case.config, key=draw_key(root, Purpose.INIT))

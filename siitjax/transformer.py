@@ -11,12 +11,11 @@ from functools import cached_property
 from typing import Literal
 
 import equinox as eqx
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from siitjax.attention import causal_attention
+from siitjax.attention import CausalAttention, causal_attention
 from siitjax.choice import check_choice
 from siitjax.nodes import NodeList
 
@@ -79,16 +78,22 @@ class TransformerConfig:
         return NodeList(self.n_layers, self.n_heads, not self.attn_only)
 
 
-@flax.struct.dataclass
-class Activations:
-    """What the sites hold in one run. In a swap's source a site may be None: then it is not swapped."""
+class Activations(eqx.Module):
+    """What the sites hold in one run. In a swap's source a site may be None: then it is not swapped.
+
+    Attributes:
+        stream: the residual stream before each block (`hook_resid_pre`): no node, so never swapped.
+    """
 
     embed: Float[Array, "seq d_model"] | None
     z: Float[Array, "layer seq head d_head"] | None
     post: Float[Array, "layer seq d_mlp"] | None
+    stream: Float[Array, "layer seq d_model"] | None = None
 
 
 Swap = tuple[Bool[Array, " node"], Activations]
+Resume = tuple[int, Float[Array, "seq d_model"]]
+"""The block to go on from, and the residual stream before it."""
 
 
 class LayerNorm(eqx.Module):
@@ -123,13 +128,13 @@ class Attention(eqx.Module):
     b_V: Float[Array, "head d_head"]
     b_O: Float[Array, " d_model"]
 
-    def z(self, x: Float[Array, "seq d_model"]) -> Float[Array, "seq head d_head"]:
+    def z(self, x: Float[Array, "seq d_model"], attention: CausalAttention) -> Float[Array, "seq head d_head"]:
         """What each head read, before W_O: the site `hook_z`."""
         q, k, v = (
             jnp.einsum("sm,hmd->shd", x, w) + b[None]
             for w, b in ((self.W_Q, self.b_Q), (self.W_K, self.b_K), (self.W_V, self.b_V))
         )
-        return causal_attention(q, k, v)
+        return attention(q, k, v)
 
     def out(self, z: Float[Array, "seq head d_head"]) -> Float[Array, "seq d_model"]:
         return jnp.einsum("shd,hdm->sm", z, self.W_O) + self.b_O[None]
@@ -166,23 +171,37 @@ class Transformer(eqx.Module):
     config: TransformerConfig = eqx.field(static=True)
 
     def __call__(
-        self, tokens: Int[Array, " seq"], swap: Swap | None = None
+        self,
+        tokens: Int[Array, " seq"],
+        swap: Swap | None = None,
+        *,
+        attention: CausalAttention = causal_attention,
+        resume: Resume | None = None,
     ) -> tuple[Float[Array, "seq vocab_out"], Activations]:
         """Logits and activations; the masked nodes take the values of the swap's source activations.
 
         The activations returned are those after the swap: what the rest of the transformer saw.
+
+        Args:
+            attention: the form that computes attention; all give the same.
+            resume: run from a block on, given the residual stream before it; the activations returned are of
+                those blocks alone.
         """
         mask, source = (None, Activations(None, None, None)) if swap is None else swap
         sites = None if mask is None else self.config.nodes.sites(mask)
+        first, x, embed = 0, None, None
+        if resume is None:
+            embed = self.embed.W_E[tokens]
+            if sites is not None and source.embed is not None:
+                embed = jnp.where(sites.embed, source.embed, embed)
+            x = embed + self.pos_embed.W_pos[: len(tokens)]
+        else:
+            first, x = resume
 
-        embed = self.embed.W_E[tokens]
-        if sites is not None and source.embed is not None:
-            embed = jnp.where(sites.embed, source.embed, embed)
-        x = embed + self.pos_embed.W_pos[: len(tokens)]
-
-        zs, posts = [], []
-        for i, block in enumerate(self.blocks):
-            z = block.attn.z(_normalised(block.ln1, x))
+        zs, posts, streams = [], [], []
+        for i, block in enumerate(self.blocks[first:], start=first):
+            streams.append(x)
+            z = block.attn.z(_normalised(block.ln1, x), attention)
             if sites is not None and source.z is not None:
                 z = jnp.where(sites.z[i][None, :, None], source.z[i], z)
             x = x + block.attn.out(z)
@@ -195,7 +214,7 @@ class Transformer(eqx.Module):
                 posts.append(post)
 
         logits = _normalised(self.ln_final, x) @ self.unembed.W_U + self.unembed.b_U[None]
-        return logits, Activations(embed, jnp.stack(zs), jnp.stack(posts) if posts else None)
+        return logits, Activations(embed, jnp.stack(zs), jnp.stack(posts) if posts else None, jnp.stack(streams))
 
 
 def _normalised(ln: LayerNorm | None, x: Float[Array, "seq d_model"]) -> Float[Array, "seq d_model"]:

@@ -1,0 +1,195 @@
+"""The main job as a user meets it: the real command, its folder, its interruptions and its refusals."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SMALL = ("--seeds=2", "--samples=500", "--batch_size=50", "--epochs=3", "--workers=1")
+REFUSED = (
+    (("--case=left_greter",), 'case is "left_greter"; did you mean "left_greater"? It must be one of left_greater, '),
+    (("--updates=single,tree",), 'updates is "tree"; did you mean "three"? It must be one of single, three'),
+    (("--drawn_per=exemple",), 'drawn_per is "exemple"; did you mean "example"?'),
+    (("--beta2=0.9,1",), "beta2 is 1.0; it must be at least 0 and less than 1"),
+    (("--beta1=-0.1",), "beta1 is -0.1; it must be at least 0 and less than 1"),
+    (("--beta2=0.9,high",), '--beta2 holds "high"; it must be a list of numbers, such as 0.9,0.999'),
+    (("--beta2=",), "--beta2 is empty; list one value or more"),
+    (("--beta2=0.9,0.9",), "--beta2 names a value twice"),
+    (("--seeds=0",), "--seeds is 0; it must be at least 1"),
+    (("--seeds=-3",), "--seeds is -3; it must be at least 1"),
+    (("--epochs=0",), "--epochs is 0; it must be at least 1"),
+    (("--samples=0",), "--samples is 0; it must be at least 1"),
+    (("--batch_size=-1",), "--batch_size is -1; it must be at least 1"),
+    (("--batch_size=401", "--samples=500"), "batch_size is 401, but 500 samples leave 400 to train on; lower"),
+    (("--seeds=many",), "flag --seeds=many"),
+    (("--seed=3",), "Unknown command line flag 'seed'. Did you mean: seeds"),
+    (("left_greater",), '"left_greater" is not a flag; flags are given as --name=value'),
+)
+EACH = """
+import contextlib, io, json, sys
+from siitjax.command import main
+from sweeps.betas import Betas
+for argv in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(Betas, ["betas", *argv])
+        except SystemExit as end:
+            code = end.code
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+
+
+def betas(*flags: str, **more) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sweeps.betas", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **more)
+
+
+def in_turn(*argvs: tuple[str, ...]) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of each command line, in one process without the tests' type checks."""
+    command = [sys.executable, "-c", EACH, json.dumps(argvs)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    return [tuple(json.loads(line)) for line in ended.stdout.splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def rows(folder: Path) -> list[dict]:
+    found = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("sweep") / "results"
+    return folder, betas(*SMALL, f"--out={folder}")
+
+
+def test_a_sweep_ends_in_a_table_a_verdict_and_a_folder_that_explains_itself(finished):
+    folder, ended = finished
+    assert ended.returncode == 0, ended.stderr
+    assert "95% interval" in ended.stdout
+    assert "Undecided: at beta2 0.9 too few seeds converged" in ended.stdout
+    members = [f"members/{i:04d}.{kind}" for i in range(8) for kind in ("csv", "safetensors")]
+    others = ["config.json", "figure.pdf", "figure.png", "rows.jsonl", "summary.json"]
+    assert list(contents(folder)) == sorted([*members, *others])
+    config, summary = (json.loads((folder / name).read_text()) for name in ("config.json", "summary.json"))
+    assert [(m["setting"], m["seed"]) for m in config["members"]] == [(r["setting"], r["seed"]) for r in rows(folder)]
+    assert [s["run"] for s in summary["settings"]] == [2, 2, 2, 2]
+    assert "device" in summary["ran_on"]
+
+
+def test_progress_is_plain_lines_when_piped(finished):
+    _, ended = finished
+    assert "\x1b" not in ended.stderr + ended.stdout
+    assert ended.stderr.count("exhausted after 3 epochs") == 8
+    assert "[8 of 8, about 0 s left]" in ended.stderr
+
+
+def test_a_finished_folder_is_left_as_it_is(finished):
+    folder, _ = finished
+    before = contents(folder)
+    for more in ((), ("--resume",)):
+        again = betas(*SMALL, *more, f"--out={folder}")
+        assert again.returncode == 0
+        assert "was finished before; nothing was changed" in again.stdout
+        assert contents(folder) == before
+
+
+def test_an_interrupted_sweep_keeps_its_members_and_resumes_to_the_same_rows_and_weights(finished, tmp_path):
+    whole, _ = finished
+    folder = tmp_path / "results"
+    command = [sys.executable, "-m", "sweeps.betas", *SMALL, f"--out={folder}"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not (folder / "rows.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 130, said
+    assert "Go on with the same command and --resume" in said
+    kept = len(rows(folder))
+    assert 1 <= kept < 8
+    assert f"{kept} of 8 members are finished" in said
+
+    refused = betas(*SMALL, f"--out={folder}")
+    assert refused.returncode == 2
+    assert f"holds this sweep unfinished, {kept} of 8 members; add --resume" in refused.stderr
+
+    resumed = betas(*SMALL, "--resume", f"--out={folder}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert rows(folder) == rows(whole)
+    assert {n: c for n, c in contents(folder).items() if n.startswith("members")} == {
+        n: c for n, c in contents(whole).items() if n.startswith("members")
+    }
+
+
+def test_bad_flags_get_one_line_and_create_nothing(tmp_path):
+    folder = tmp_path / "results"
+    ended = in_turn(*((*flags, f"--out={folder}") for flags, _ in REFUSED))
+    for (code, out, err), (flags, words) in zip(ended, REFUSED, strict=True):
+        assert (code, out) == (2, ""), flags
+        assert err.startswith("betas: "), flags
+        assert err.count("\n") == 1, flags
+        assert words in err, flags
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_folders_get_one_line_and_are_left_as_they_are(finished, tmp_path):
+    folder, _ = finished
+
+    def damaged(name: str, change) -> Path:
+        copy = tmp_path / name
+        for path, content in contents(folder).items():
+            (copy / path).parent.mkdir(parents=True, exist_ok=True)
+            (copy / path).write_bytes(content)
+        change(copy)
+        return copy
+
+    def cut(name: str):
+        return lambda copy: (copy / name).write_bytes((copy / name).read_bytes()[:-40])
+
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("all of it")
+    expected = {
+        foreign: 'holds "thesis.tex" and no config.json, so it is not a sweep\'s results',
+        foreign / "thesis.tex": "cannot be used (Not a directory)",
+        damaged("config", cut("config.json")): "config.json is torn",
+        damaged("rows", cut("rows.jsonl")): "rows.jsonl line 8 is torn",
+        damaged("weights", cut("members/0002.safetensors")): "0002.safetensors or 0002.csv is missing or torn",
+        damaged("gone", lambda copy: (copy / "members/0001.csv").unlink()): "0001.csv is missing or torn",
+        damaged("other", lambda copy: (copy / "config.json").write_text('{"format": "x"}')): "that is not of siitjax",
+    }
+    before = contents(tmp_path)
+    ended = in_turn(*((*SMALL, f"--out={path}") for path in expected), (*SMALL, "--epochs=4", f"--out={folder}"))
+    words = [*expected.values(), "holds another sweep: its members[0].training.epochs is 3, not 4"]
+    for (code, out, err), word in zip(ended, words, strict=True):
+        assert (code, out) == (2, ""), err
+        assert err.count("\n") == 1
+        assert word in err
+    assert contents(tmp_path) == before
+
+
+def test_config_only_prints_the_whole_config_and_creates_nothing(tmp_path):
+    ((code, out, err),) = in_turn(("--config_only", "--seeds=3", f"--out={tmp_path / 'results'}"))
+    assert (code, err) == (0, "")
+    config = json.loads(out)
+    assert len(config["members"]) == 12
+    assert config["members"][0]["case"]["circuit"] == {"counts": "L0H1", "left_greater": "MLP0", "answer": None}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_explains_every_flag():
+    ((code, out, err),) = in_turn(("--help",))
+    assert (code, err) == (0, "")
+    for flag in ("case", "seeds", "beta1", "beta2", "updates", "epochs", "samples", "batch_size", "out"):
+        assert f"--{flag}: " in out
+    assert "--[no]resume: " in out
+    assert "--[no]config_only: " in out

@@ -1,0 +1,260 @@
+"""Every metric, counted again token by token in plain Python; and models made by hand whose metrics are known.
+
+The reference runs the transformer and the circuit under one swap at a time, then only compares, counts and divides.
+"""
+
+import math
+from dataclasses import replace
+from functools import partial
+from statistics import fmean
+
+import chex
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import siitjax.evaluate
+from cases import CASES, left_greater, paren_checker
+from siitjax.case import Case
+from siitjax.circuit import Variable
+from siitjax.evaluate import evaluate
+from siitjax.nodes import head
+from siitjax.transformer import LayerNorm, Transformer
+from tests.test_interchange import model_of
+
+TOLERANCE = 1e-6
+"""Rounding of a share and of a mean of shares in float32."""
+
+KEY = jax.random.key(5)
+evaluated = eqx.filter_jit(evaluate)
+
+
+def copy(tokens):
+    return tokens
+
+
+def zero(tokens):
+    return 0 * tokens
+
+
+def samples_of(case: Case, n: int) -> jax.Array:
+    """Random samples of different lengths, PAD after their own tokens."""
+    rng = np.random.default_rng(0)
+    samples = rng.integers(2, len(case.vocabulary), (n, case.n_ctx)).astype(np.int32)
+    samples[:, 0] = 0
+    samples[np.arange(case.n_ctx) >= rng.integers(2, case.n_ctx + 1, (n, 1))] = 1
+    return jnp.asarray(samples)
+
+
+@eqx.filter_jit
+def run(model: Transformer, case: Case, bases, sources, masks):
+    """Logits and labels, one swap at a time."""
+
+    def one(base, source, mask):
+        logits, _ = model(base, (mask, model(source)[1]))
+        labels, _ = case.circuit(base, (mask, case.circuit(source)[1]))
+        return logits, labels
+
+    return jax.vmap(jax.vmap(one, (None, None, 0)))(bases, sources, masks)
+
+
+def runs(model: Transformer, case: Case, samples, embedding: bool):
+    """Logits and labels of every sample under every mask: nothing, each node of the circuit, each unused node, all
+    unused nodes, and a random subset of them drawn for the sample. Each is (sample, mask, ...)."""
+    order_key, subset_key = jax.random.split(KEY)
+    sources = samples[jax.random.permutation(order_key, len(samples))]
+    nodes = list(case.config.nodes)
+    used = {v.node for v in case.variables if v.node} | ({nodes[0]} if embedding else set())
+    unused = [node for node in nodes[1:] if node not in used]
+    subsets = np.asarray(jax.random.bernoulli(subset_key, 0.5, (len(samples), len(nodes))))
+    swaps = [(), *((node,) for node in nodes if node in used), *((node,) for node in unused), unused]
+
+    masks = [[*swaps, [node for node in unused if subset[nodes.index(node)]]] for subset in subsets]
+    masks = jnp.asarray([[case.config.nodes.mask(swapped) for swapped in row] for row in masks])
+    return *jax.device_get(run(model, case, samples, sources, masks)), len(used), len(unused)
+
+
+def by_hand(model: Transformer, case: Case, samples, embedding: bool = False) -> dict:
+    """The metrics by name."""
+    logits, labels, n_used, n_unused = runs(model, case, samples, embedding)
+    right = [[] for _ in range(logits.shape[1])]
+    right_changed = [[] for _ in range(logits.shape[1])]
+    whole = [[] for _ in range(logits.shape[1])]
+    for i, tokens in enumerate(samples.tolist()):
+        for j in range(logits.shape[1]):
+            sample = []
+            for position, token in enumerate(tokens):
+                if token == 1:
+                    continue
+                scores = logits[i, j, position].tolist()
+                sample.append(scores.index(max(scores)) == labels[i, j, position])
+                if labels[i, j, position] != labels[i, 0, position]:
+                    right_changed[j].append(sample[-1])
+            right[j] += sample
+            whole[j].append(all(sample))
+    share = lambda hits: fmean(hits) if hits else math.nan
+    used, unused = slice(1, 1 + n_used), slice(1 + n_used, 1 + n_used + n_unused)
+    changed = [share(hits) for hits in right_changed[used]]
+    return {
+        "accuracy": share(right[0]),
+        "iia": fmean(map(share, right[used])),
+        "changed_iia": fmean(x for x in changed if not math.isnan(x)),
+        "worst_changed_iia": min(x for x in changed if not math.isnan(x)),
+        "sequence_iia": fmean(map(share, whole[used])),
+        "siia": fmean(map(share, right[unused])),
+        "joint_siia": share(right[unused.stop]),
+        "subset_siia": share(right[unused.stop + 1]),
+        "node_iia": list(map(share, right[used])),
+        "node_changed_iia": changed,
+        "node_changed": list(map(len, right_changed[used])),
+        "node_siia": list(map(share, right[unused])),
+        "perfect": all(map(all, right[: unused.stop])),
+    }
+
+
+def assert_metrics(got, wanted: dict):
+    assert set(vars(got)) == set(wanted)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(getattr(got, name), value, rtol=0, atol=TOLERANCE, err_msg=name)
+
+
+def lively(case: Case) -> Transformer:
+    """A transformer that is right at BOS and whose other answers move with every token and every swap: it is right
+    here and there, and no share is 0 or 1, which would hide a wrong count."""
+    model = jax.tree.map(lambda leaf: 2 * leaf, model_of(case, seed=5))
+    label = case.circuit(jnp.zeros(case.n_ctx, jnp.int32))[0][0]
+    towards_it = 100 * (model.unembed.W_U[:, label] - model.unembed.W_U.mean(1))
+    return eqx.tree_at(
+        lambda m: (m.pos_embed.W_pos, m.ln_final, m.unembed.b_U),
+        model,
+        (
+            model.pos_embed.W_pos.at[0].set(towards_it),
+            LayerNorm(jnp.ones(case.d_model), jnp.zeros(case.d_model)),
+            jnp.zeros(case.n_outputs),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "embedding"), [(case, case is paren_checker.CASE) for case in CASES], ids=lambda x: getattr(x, "name", x)
+)
+def test_every_metric_is_what_counting_token_by_token_gives(case, embedding):
+    case = case.with_context(6)
+    model, samples = lively(case), samples_of(case, 40)
+    got = evaluated(model, case, samples, key=KEY, embedding=embedding)
+    wanted = by_hand(model, case, samples, embedding)
+    assert_metrics(got, wanted)
+    shares = [value for name, value in wanted.items() if name.endswith("a") and not name.startswith("node")]
+    assert all(0 < share < 1 for share in shares)
+
+
+def test_a_node_whose_swap_changes_no_label_is_nan_there_and_left_out_of_the_means():
+    case = left_greater.CASE.with_context(6)
+    case = replace(case, variables=(Variable("idle", ("tokens",), copy, head(0, 0)), *case.variables))
+    samples = samples_of(case, 40)
+    got, wanted = evaluated(lively(case), case, samples, key=KEY), by_hand(lively(case), case, samples)
+    assert got.node_changed[0] == 0
+    assert np.isnan(got.node_changed_iia).tolist() == [True, False, False]
+    assert_metrics(got, wanted)
+
+
+def test_without_unused_nodes_siia_is_whole_and_a_joint_swap_is_none():
+    counts, *others = left_greater.CASE.variables
+    case = replace(
+        left_greater.CASE, n_ctx=6, d_model=6, d_head=6, variables=(replace(counts, node=head(0, 0)), *others)
+    )
+    metrics = evaluated(lively(case), case, samples_of(case, 40), key=KEY)
+    assert metrics.node_siia.shape == (0,)
+    assert metrics.siia == 1
+    assert 0 < metrics.accuracy < 1
+    assert metrics.joint_siia == metrics.subset_siia == metrics.accuracy
+    assert not metrics.perfect
+
+
+def test_chunks_bound_the_memory_and_not_the_result(monkeypatch):
+    case = left_greater.CASE.with_context(6)
+    model, samples = lively(case), samples_of(case, 40)
+    whole = evaluated(model, case, samples, key=KEY)
+    monkeypatch.setattr(siitjax.evaluate, "CHUNK", 9)
+    chex.assert_trees_all_equal(eqx.filter_jit(partial(evaluate))(model, case, samples, key=KEY), whole)
+
+
+def answering(case: Case, *classes: int) -> Transformer:
+    """A transformer that gives the class `classes[i]` at position i, and the last of them from there on: its heads
+    and its MLPs write nothing, and each class is a direction of the residual stream."""
+    model = jax.tree.map(jnp.zeros_like, model_of(case))
+    classes = (*classes, *(classes[-1] for _ in range(case.n_ctx - len(classes))))
+    return eqx.tree_at(
+        lambda m: (m.pos_embed.W_pos, m.ln_final.w, m.unembed.W_U),
+        model,
+        (jnp.eye(case.d_model)[np.array(classes)], jnp.ones(case.d_model), jnp.eye(case.d_model, case.n_outputs)),
+    )
+
+
+def test_every_sample_is_the_source_of_one_other_in_an_order_that_the_key_decides():
+    """Where a swap makes the source's tokens the labels, constant answers are right as often as their token stands
+    in the sample set, whatever the order."""
+    case = left_greater.CASE.with_context(6)
+    case = replace(case, n_outputs=4, variables=(Variable("copy", ("tokens",), copy, head(0, 0)),))
+    samples = jnp.asarray(np.random.default_rng(0).choice([2, 2, 2, 3], (40, 6)).astype(np.int32)).at[:, 0].set(0)
+    changed = set()
+    for i in range(4):
+        metrics = evaluated(answering(case, 0, 2), case, samples, key=jax.random.key(i))
+        assert float(metrics.iia) == pytest.approx(float((samples != 3).mean()), abs=TOLERANCE)
+        changed.add(int(metrics.node_changed[0]))
+    assert len(changed) > 1
+
+
+def test_always_answering_no_hides_in_iia_but_not_on_changed_labels():
+    """A token equals its own neighbour's opposite in no sample, but may under a swap: `no` is then right at every
+    token but those that a swap changed. Each sample holds one ) elsewhere, so no swap changes more than 2 of 15."""
+    opposite = Variable("opposite", ("tokens",), lambda tokens: 5 - tokens, head(0, 0))
+    label = Variable("is_opposite", ("tokens", "opposite"), lambda tokens, other: (tokens == other).astype(int))
+    case = replace(left_greater.CASE, variables=(opposite, label), n_outputs=2)
+    samples = jnp.full((14, 15), 2, jnp.int32).at[:, 0].set(0).at[jnp.arange(14), 1 + jnp.arange(14)].set(3)
+    metrics = evaluated(answering(case, 0), case, samples, key=KEY)
+    assert metrics.accuracy == 1
+    assert float(metrics.iia) == pytest.approx(1 - int(metrics.node_changed[0]) / (14 * 15), abs=TOLERANCE)
+    assert 1 - 2 / 15 - TOLERANCE <= metrics.iia < 1
+    assert metrics.changed_iia == metrics.worst_changed_iia == 0
+
+
+def test_on_paren_checker_always_answering_no_is_half_right_on_labels_that_the_counts_change():
+    """The swap of the counts gives each sample the labels of its source; sources being the samples in another order,
+    as many tokens turn from yes to no as from no to yes."""
+    case = paren_checker.CASE
+    validation = jnp.asarray(case.draw(800, 200, np.random.default_rng(0))[1])
+    metrics = evaluated(answering(case, 2, 0), case, validation, key=KEY)
+    assert min(metrics.accuracy, metrics.iia, metrics.siia) > 0.9
+    assert metrics.node_changed_iia[0] == 0.5
+    assert not metrics.perfect
+
+
+@pytest.mark.parametrize(("seed", "imperfect"), [(196, "iia"), (5, "siia")])
+def test_perfect_is_no_token_wrong_under_any_one_swap_whatever_a_joint_swap_does(seed, imperfect):
+    """The label is always 0, so that a bias on its logit moves every margin alike. It is put between the least margin
+    under swaps of one node and the lesser one that all unused nodes together leave; and then too low for one token.
+    The seeds are those of weights whose least margin falls under a circuit node, and under an unused one."""
+    case = replace(
+        left_greater.CASE.with_context(6), variables=(Variable("answer", ("tokens",), zero, head(0, 1)),), n_outputs=2
+    )
+    model, samples = model_of(case, seed), samples_of(case, 40)
+    logits, _, n_used, n_unused = runs(model, case, samples, False)
+    margins = np.where((samples != 1)[:, None], logits[..., 0] - logits[..., 1], np.inf)
+    least, second = np.sort(margins[:, : 1 + n_used + n_unused].ravel())[:2]
+    joint = margins[:, 1 + n_used + n_unused].min()
+    assert joint < least
+
+    def shifted(by):
+        moved = eqx.tree_at(lambda m: m.unembed.b_U, model, replace_fn=lambda b: b.at[0].add(-by))
+        return evaluated(moved, case, samples, key=KEY)
+
+    metrics = shifted((joint + least) / 2)
+    assert metrics.perfect
+    assert metrics.accuracy == metrics.iia == metrics.siia == 1
+    assert metrics.joint_siia < 1
+    metrics = shifted((least + second) / 2)
+    assert not metrics.perfect
+    assert {name for name in ("accuracy", "iia", "siia") if getattr(metrics, name) < 1} == {imperfect}

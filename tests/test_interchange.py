@@ -1,0 +1,154 @@
+"""One mask drives both models: interchange() is the transformer and the circuit, each run by hand with the same
+nodes swapped. The reference here knows nothing of masks: it reads nodes by name and picks values in plain Python."""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import chex
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cases import CASES
+from siitjax.case import Case
+from siitjax.interchange import interchange
+from siitjax.nodes import EMBED, Node, head, mlp
+from siitjax.transformer import Transformer, init_transformer
+
+TOLERANCE = 1e-5
+"""Rounding of a few float32 layers, whose values are of the order of one."""
+
+Sites = dict[Node, np.ndarray]
+swap = eqx.filter_jit(interchange)
+all_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def model_of(case: Case, seed: int = 0) -> Transformer:
+    """A transformer of which every weight, biases and LayerNorms included, is random."""
+    shapes = jax.eval_shape(lambda: init_transformer(case.config, key=jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.4 * rng.standard_normal(leaf.shape, np.float32)), shapes)
+
+
+def pair_of(case: Case) -> tuple[jax.Array, jax.Array]:
+    """A base and a source that differ at many tokens."""
+    base, source = np.random.default_rng(1).integers(2, len(case.vocabulary), (2, case.n_ctx)).astype(np.int32)
+    base[0] = source[0] = 0
+    return jnp.asarray(base), jnp.asarray(source)
+
+
+def run_transformer(model: Transformer, tokens, swapped: Collection[Node] = (), source: Sites | None = None):
+    """Logits and the value at every node, in numpy, head by head; a swapped node takes its value from `source`."""
+    model, sites = jax.tree.map(np.asarray, model), {}
+
+    def at(node, own):
+        sites[node] = source[node] if source is not None and node in swapped else own
+        return sites[node]
+
+    def norm(ln, x):
+        x = x - x.mean(1, keepdims=True)
+        return x / np.sqrt((x**2).mean(1, keepdims=True) + 1e-5) * ln.w + ln.b
+
+    def z(attn, i, x):
+        q, k, v = x @ attn.W_Q[i] + attn.b_Q[i], x @ attn.W_K[i] + attn.b_K[i], x @ attn.W_V[i] + attn.b_V[i]
+        scores = np.exp(q @ k.T / np.sqrt(q.shape[1])) * np.tri(len(x))
+        return scores / scores.sum(1, keepdims=True) @ v
+
+    x = at(EMBED, model.embed.W_E[np.asarray(tokens)]) + model.pos_embed.W_pos[: len(tokens)]
+    for layer, block in enumerate(model.blocks):
+        read = norm(block.ln1, x)
+        zs = [at(head(layer, i), z(block.attn, i, read)) for i in range(model.config.n_heads)]
+        x = x + sum(z @ w for z, w in zip(zs, block.attn.W_O, strict=True)) + block.attn.b_O
+        assert block.mlp is not None
+        hidden = norm(block.ln2, x) @ block.mlp.W_in + block.mlp.b_in
+        x = x + at(mlp(layer), np.maximum(hidden, 0)) @ block.mlp.W_out + block.mlp.b_out
+    return norm(model.ln_final, x) @ model.unembed.W_U + model.unembed.b_U, sites
+
+
+def labels_by_hand(case: Case, base, source, swapped: Collection[Node]):
+    """The label variable, asked for what it reads and so on down; a swapped node answers from the source run."""
+    variables = {v.name: v for v in case.variables}
+
+    def value(name, tokens, swapped):
+        if name == "tokens":
+            return source if EMBED in swapped else tokens
+        v = variables[name]
+        if v.node in swapped:
+            return value(name, source, ())
+        return v.compute(*(value(read, tokens, swapped) for read in v.reads))
+
+    return value(case.variables[-1].name, base, swapped)
+
+
+def swaps_of(case: Case) -> list[tuple[Node, ...]]:
+    """Nothing, every node alone, all nodes, and some random sets."""
+    nodes = case.config.nodes
+    random = np.random.default_rng(2).random((6, len(nodes))) < 0.5
+    return [(), *((node,) for node in nodes), tuple(nodes), *(nodes.named(mask) for mask in random)]
+
+
+def masks_of(case: Case, swaps) -> jax.Array:
+    return jnp.stack([jnp.asarray(case.config.nodes.mask(swapped)) for swapped in swaps])
+
+
+@all_cases
+@pytest.mark.parametrize("embedding", [False, True])
+def test_it_is_both_models_run_by_hand_with_the_same_nodes_swapped(case, embedding):
+    case = case.with_context(6)
+    model, (base, source), swaps = model_of(case), pair_of(case), swaps_of(case)
+    logits, labels = swap(model, case.circuit, base, source, masks_of(case, swaps), embedding=embedding)
+    _, values = run_transformer(model, source)
+    for swapped, got_logits, got_labels in zip(swaps, logits, labels, strict=True):
+        wanted = swapped if embedding else [node for node in swapped if node != EMBED]
+        by_hand, _ = run_transformer(model, base, wanted, values)
+        np.testing.assert_allclose(got_logits, by_hand, atol=TOLERANCE, err_msg=str(wanted))
+        np.testing.assert_array_equal(got_labels, labels_by_hand(case, base, source, wanted), err_msg=str(wanted))
+
+
+@all_cases
+def test_without_the_embedding_option_the_first_mask_entry_has_no_effect(case):
+    case = case.with_context(6)
+    model, (base, source) = model_of(case), pair_of(case)
+    masks = masks_of(case, swaps_of(case))
+    results = [swap(model, case.circuit, base, source, masks.at[:, 0].set(entry)) for entry in (False, True)]
+    chex.assert_trees_all_equal(*results)
+
+
+@all_cases
+def test_swapping_the_embedding_alone_makes_the_base_run_the_source_run(case):
+    case = case.with_context(6)
+    model, (base, source), swaps = model_of(case), pair_of(case), swaps_of(case)
+    logits, labels = swap(model, case.circuit, base, source, masks_of(case, swaps), embedding=True)
+    nothing, embed = swaps.index(()), swaps.index((EMBED,))
+    np.testing.assert_allclose(logits[embed], run_transformer(model, source)[0], atol=TOLERANCE)
+    np.testing.assert_array_equal(labels[embed], labels_by_hand(case, source, source, ()))
+    assert np.abs(logits[embed] - logits[nothing]).max() > 0.1
+
+
+@pytest.mark.parametrize("embedding", [False, True])
+def test_no_gradient_flows_through_the_source_run(embedding):
+    case = CASES[0].with_context(6)
+    model, (base, source), swaps = model_of(case), pair_of(case), swaps_of(case)
+    masks = masks_of(case, swaps)
+    direction = jnp.asarray(np.random.default_rng(3).standard_normal((len(swaps), case.n_ctx, 3), np.float32))
+
+    def loss(model):
+        return (interchange(model, case.circuit, base, source, masks, embedding=embedding)[0] * direction).sum()
+
+    def with_constants(model, values):
+        values = values if embedding else replace(values, embed=None)
+        return (jax.vmap(lambda mask: model(base, (mask, values))[0])(masks) * direction).sum()
+
+    @jax.jit
+    def gradients(model):
+        constants = model(source)[1]
+        through = jax.grad(lambda model: with_constants(model, model(source)[1]))(model)
+        return jax.grad(loss)(model), jax.grad(with_constants)(model, constants), through
+
+    got, wanted, through = jax.device_get(gradients(model))
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted))
+    chex.assert_trees_all_close(got, wanted, atol=TOLERANCE * scale)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(through, wanted, atol=0.01 * scale)

@@ -164,13 +164,15 @@ def run_sweep(members: Sequence[tuple[int, Member]], watcher: Watcher, *, worker
         with lock:
             ours = member.config not in buckets
             future = buckets.setdefault(member.config, Future())
-        if not future.done():
-            watcher.compiling(index, member)
         if ours:
             try:
+                watcher.compiling(index, member)
                 future.set_result(compile_bucket(member.config))
             except BaseException as error:
+                # Whoever waits for this compilation must hear that it will not come.
                 future.set_exception(error)
+        elif not future.done():
+            watcher.compiling(index, member)
         return future.result()
 
     def work() -> None:

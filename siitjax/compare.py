@@ -29,6 +29,15 @@ class Lag:
     high: float | None
     pairs: int
 
+    def words(self, one: str, other: str) -> str:
+        """The comparison as part of a sentence, the two settings called by these names."""
+        if self.ratio is None:
+            return f"too few seeds of {one} or {other} converged to compare them ({self.pairs})"
+        unclear = f"may lie on either side of the margin, {MARGIN:g}"
+        means = {"matches": "matches", "behind": "falls behind", "unclear": unclear}[self.kind]
+        interval = f"(95% interval {self.low:.2f}-{self.high:.2f})"
+        return f"{one} needs {self.ratio:.2f} times the epochs of {other} {interval}, so it {means}"
+
 
 def lag(rows: Sequence[Row], others: Sequence[Row]) -> Lag:
     """Compares the epochs to converge of two settings, paired by seed: a t interval on the log of their ratio.

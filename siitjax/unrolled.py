@@ -8,8 +8,9 @@ program stays short. The gradient is written by hand, of the same kernels.
 Arrays are (head, d_head, seq, batch); a pattern is one (head, query, key, batch) array a block.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import operator
+from collections.abc import Callable, Iterable
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -71,9 +72,8 @@ def _mix_transposed(pattern: Pattern, x: Heads) -> Heads:
     )
 
 
-def _sum(terms: Any) -> Array:
-    first, *rest = terms
-    return sum(rest, first)
+def _sum(terms: Iterable[Array]) -> Array:
+    return reduce(operator.add, terms)
 
 
 def _walled(stage: Callable[..., Any], *arrays: Any) -> Any:
@@ -89,7 +89,7 @@ def _walled(stage: Callable[..., Any], *arrays: Any) -> Any:
     return jax.lax.cond(always, stage, otherwise, *arrays)
 
 
-def _merging(function: Callable[..., Sequence[Array]]) -> Callable[..., Sequence[Array]]:
+def _merging(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` of arrays with a leading batch axis, under any number of vmaps: they all become that axis."""
     merging = custom_vmap(jax.jit(function))
 

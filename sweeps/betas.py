@@ -6,7 +6,7 @@ from itertools import product
 
 import cases
 from siitjax.command import Question, flag, main
-from siitjax.compare import MARGIN, Lag, lag
+from siitjax.compare import lag
 from siitjax.objective import Sampling
 from siitjax.report import Verdict
 from siitjax.results import Row
@@ -51,7 +51,7 @@ class Betas(Question):
             (beta1, beta2): lag(*(self._of(rows, beta1, beta2, updates) for updates in ("single", "three")))
             for beta1, beta2 in product(self.beta1, self.beta2)
         }
-        seen = "; ".join(f"at {self._name(*betas)} {words(found)}" for betas, found in lags.items())
+        seen = "; ".join(f"at {self._name(*betas)} {found.words('single', 'three')}" for betas, found in lags.items())
         kinds = {found.kind for found in lags.values()}
         if kinds == {"matches", "behind"}:
             return Verdict("supported", f"{seen}.")
@@ -65,19 +65,6 @@ class Betas(Question):
 
     def _name(self, beta1: float, beta2: float) -> str:
         return f"beta2 {beta2:g}" + (f", beta1 {beta1:g}," if len(self.beta1) > 1 else "")
-
-
-def words(found: Lag) -> str:
-    """What a comparison of single with three found."""
-    if found.ratio is None:
-        return f"too few seeds converged to compare ({found.pairs})"
-    numbers = f"{found.ratio:.2f} times the epochs of three (95% interval {found.low:.2f}-{found.high:.2f})"
-    means = {
-        "matches": "matches",
-        "behind": "falls behind",
-        "unclear": f"may lie on either side of the margin, {MARGIN:g}",
-    }
-    return f"single needs {numbers}, so it {means[found.kind]}"
 
 
 if __name__ == "__main__":

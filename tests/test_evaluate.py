@@ -16,19 +16,23 @@ import numpy as np
 import pytest
 
 import siitjax.evaluate
-from cases import CASES, left_greater, paren_checker
+from cases import duplicate_remover, left_greater, paren_checker
 from siitjax.case import Case
 from siitjax.circuit import Variable
 from siitjax.evaluate import evaluate
 from siitjax.nodes import head
 from siitjax.transformer import LayerNorm, Transformer
-from tests.test_interchange import model_of
+from tests.test_interchange import model_of, run_transformer
 
 TOLERANCE = 1e-6
 """Rounding of a share and of a mean of shares in float32."""
 
 KEY = jax.random.key(5)
-evaluated = eqx.filter_jit(evaluate)
+jitted = eqx.filter_jit(evaluate)
+
+
+def evaluated(model, case, samples, key=KEY, embedding=False):
+    return jitted(model, case, samples, key=key, embedding=embedding)
 
 
 def copy(tokens):
@@ -48,18 +52,6 @@ def samples_of(case: Case, n: int) -> jax.Array:
     return jnp.asarray(samples)
 
 
-@eqx.filter_jit
-def run(model: Transformer, case: Case, bases, sources, masks):
-    """Logits and labels, one swap at a time."""
-
-    def one(base, source, mask):
-        logits, _ = model(base, (mask, model(source)[1]))
-        labels, _ = case.circuit(base, (mask, case.circuit(source)[1]))
-        return logits, labels
-
-    return jax.vmap(jax.vmap(one, (None, None, 0)))(bases, sources, masks)
-
-
 def runs(model: Transformer, case: Case, samples, embedding: bool):
     """Logits and labels of every sample under every mask: nothing, each node of the circuit, each unused node, all
     unused nodes, and a random subset of them drawn for the sample. Each is (sample, mask, ...)."""
@@ -70,10 +62,19 @@ def runs(model: Transformer, case: Case, samples, embedding: bool):
     unused = [node for node in nodes[1:] if node not in used]
     subsets = np.asarray(jax.random.bernoulli(subset_key, 0.5, (len(samples), len(nodes))))
     swaps = [(), *((node,) for node in nodes if node in used), *((node,) for node in unused), unused]
+    swaps_of = [[*swaps, [node for node in unused if subset[nodes.index(node)]]] for subset in subsets]
 
-    masks = [[*swaps, [node for node in unused if subset[nodes.index(node)]]] for subset in subsets]
-    masks = jnp.asarray([[case.config.nodes.mask(swapped) for swapped in row] for row in masks])
-    return *jax.device_get(run(model, case, samples, sources, masks)), len(used), len(unused)
+    @jax.jit
+    @jax.vmap
+    def labels(base, source, masks):
+        return jax.vmap(lambda mask: case.circuit(base, (mask, case.circuit(source)[1]))[0])(masks)
+
+    logits = [
+        [run_transformer(model, base, swapped, values)[0] for swapped in row]
+        for base, row, values in zip(samples, swaps_of, (run_transformer(model, s)[1] for s in sources), strict=True)
+    ]
+    masks = jnp.asarray([[case.config.nodes.mask(swapped) for swapped in row] for row in swaps_of])
+    return np.array(logits), np.asarray(labels(samples, sources, masks)), len(used), len(unused)
 
 
 def by_hand(model: Transformer, case: Case, samples, embedding: bool = False) -> dict:
@@ -123,7 +124,7 @@ def assert_metrics(got, wanted: dict):
 def lively(case: Case) -> Transformer:
     """A transformer that is right at BOS and whose other answers move with every token and every swap: it is right
     here and there, and no share is 0 or 1, which would hide a wrong count."""
-    model = jax.tree.map(lambda leaf: 2 * leaf, model_of(case, seed=5))
+    model = jax.tree.map(lambda leaf: 2 * leaf, model_of(case, seed=2))
     label = case.circuit(jnp.zeros(case.n_ctx, jnp.int32))[0][0]
     towards_it = 100 * (model.unembed.W_U[:, label] - model.unembed.W_U.mean(1))
     return eqx.tree_at(
@@ -137,35 +138,44 @@ def lively(case: Case) -> Transformer:
     )
 
 
+def case_of(case: Case, *variables: Variable, **changed) -> Case:
+    return replace(case, variables=variables or case.variables, **{"n_ctx": 6, **changed})
+
+
+WITH_IDLE = case_of(
+    left_greater.CASE, Variable("idle", ("tokens",), copy, head(0, 0)), *left_greater.CASE.variables, name="with_idle"
+)
+"""A case of which one node's variable is read by no other: its swap changes no label."""
+
+PAREN_CHECKER = paren_checker.CASE.with_context(7)
+
+
 @pytest.mark.parametrize(
-    ("case", "embedding"), [(case, case is paren_checker.CASE) for case in CASES], ids=lambda x: getattr(x, "name", x)
+    ("case", "embedding"),
+    [(WITH_IDLE, False), (PAREN_CHECKER, True), (case_of(duplicate_remover.CASE), False)],
+    ids=lambda x: getattr(x, "name", x),
 )
 def test_every_metric_is_what_counting_token_by_token_gives(case, embedding):
-    case = case.with_context(6)
     model, samples = lively(case), samples_of(case, 40)
-    got = evaluated(model, case, samples, key=KEY, embedding=embedding)
+    got = evaluated(model, case, samples, embedding=embedding)
     wanted = by_hand(model, case, samples, embedding)
     assert_metrics(got, wanted)
     shares = [value for name, value in wanted.items() if name.endswith("a") and not name.startswith("node")]
     assert all(0 < share < 1 for share in shares)
 
 
-def test_a_node_whose_swap_changes_no_label_is_nan_there_and_left_out_of_the_means():
-    case = left_greater.CASE.with_context(6)
-    case = replace(case, variables=(Variable("idle", ("tokens",), copy, head(0, 0)), *case.variables))
-    samples = samples_of(case, 40)
-    got, wanted = evaluated(lively(case), case, samples, key=KEY), by_hand(lively(case), case, samples)
-    assert got.node_changed[0] == 0
-    assert np.isnan(got.node_changed_iia).tolist() == [True, False, False]
-    assert_metrics(got, wanted)
+def test_a_node_whose_swap_changes_no_label_is_nan_there_and_left_out_of_the_mean_and_the_worst():
+    metrics = evaluated(lively(WITH_IDLE), WITH_IDLE, samples_of(WITH_IDLE, 40))
+    assert metrics.node_changed[0] == 0
+    assert np.isnan(metrics.node_changed_iia).tolist() == [True, False, False]
+    assert metrics.worst_changed_iia == metrics.node_changed_iia[1:].min()
+    assert float(metrics.changed_iia) == pytest.approx(float(metrics.node_changed_iia[1:].mean()), abs=TOLERANCE)
 
 
 def test_without_unused_nodes_siia_is_whole_and_a_joint_swap_is_none():
     counts, *others = left_greater.CASE.variables
-    case = replace(
-        left_greater.CASE, n_ctx=6, d_model=6, d_head=6, variables=(replace(counts, node=head(0, 0)), *others)
-    )
-    metrics = evaluated(lively(case), case, samples_of(case, 40), key=KEY)
+    case = case_of(left_greater.CASE, replace(counts, node=head(0, 0)), *others, d_model=6, d_head=6)
+    metrics = evaluated(lively(case), case, samples_of(case, 40))
     assert metrics.node_siia.shape == (0,)
     assert metrics.siia == 1
     assert 0 < metrics.accuracy < 1
@@ -174,9 +184,9 @@ def test_without_unused_nodes_siia_is_whole_and_a_joint_swap_is_none():
 
 
 def test_chunks_bound_the_memory_and_not_the_result(monkeypatch):
-    case = left_greater.CASE.with_context(6)
+    case = WITH_IDLE
     model, samples = lively(case), samples_of(case, 40)
-    whole = evaluated(model, case, samples, key=KEY)
+    whole = evaluated(model, case, samples)
     monkeypatch.setattr(siitjax.evaluate, "CHUNK", 9)
     chex.assert_trees_all_equal(eqx.filter_jit(partial(evaluate))(model, case, samples, key=KEY), whole)
 
@@ -196,9 +206,9 @@ def answering(case: Case, *classes: int) -> Transformer:
 def test_every_sample_is_the_source_of_one_other_in_an_order_that_the_key_decides():
     """Where a swap makes the source's tokens the labels, constant answers are right as often as their token stands
     in the sample set, whatever the order."""
-    case = left_greater.CASE.with_context(6)
-    case = replace(case, n_outputs=4, variables=(Variable("copy", ("tokens",), copy, head(0, 0)),))
-    samples = jnp.asarray(np.random.default_rng(0).choice([2, 2, 2, 3], (40, 6)).astype(np.int32)).at[:, 0].set(0)
+    case = case_of(left_greater.CASE, Variable("copy", ("tokens",), copy, head(0, 0)), n_outputs=4)
+    tokens = np.random.default_rng(0).choice([2, 2, 2, 3], (40, case.n_ctx)).astype(np.int32)
+    samples = jnp.asarray(tokens).at[:, 0].set(0)
     changed = set()
     for i in range(4):
         metrics = evaluated(answering(case, 0, 2), case, samples, key=jax.random.key(i))
@@ -208,13 +218,13 @@ def test_every_sample_is_the_source_of_one_other_in_an_order_that_the_key_decide
 
 
 def test_always_answering_no_hides_in_iia_but_not_on_changed_labels():
-    """A token equals its own neighbour's opposite in no sample, but may under a swap: `no` is then right at every
-    token but those that a swap changed. Each sample holds one ) elsewhere, so no swap changes more than 2 of 15."""
+    """No token is its own opposite, but one may be that of the source's token: under a swap `no` is wrong at just the
+    tokens whose label changed. Each sample holds one ) at a place of its own, so that no swap changes more than 2."""
     opposite = Variable("opposite", ("tokens",), lambda tokens: 5 - tokens, head(0, 0))
     label = Variable("is_opposite", ("tokens", "opposite"), lambda tokens, other: (tokens == other).astype(int))
     case = replace(left_greater.CASE, variables=(opposite, label), n_outputs=2)
     samples = jnp.full((14, 15), 2, jnp.int32).at[:, 0].set(0).at[jnp.arange(14), 1 + jnp.arange(14)].set(3)
-    metrics = evaluated(answering(case, 0), case, samples, key=KEY)
+    metrics = evaluated(answering(case, 0), case, samples)
     assert metrics.accuracy == 1
     assert float(metrics.iia) == pytest.approx(1 - int(metrics.node_changed[0]) / (14 * 15), abs=TOLERANCE)
     assert 1 - 2 / 15 - TOLERANCE <= metrics.iia < 1
@@ -224,12 +234,16 @@ def test_always_answering_no_hides_in_iia_but_not_on_changed_labels():
 def test_on_paren_checker_always_answering_no_is_half_right_on_labels_that_the_counts_change():
     """The swap of the counts gives each sample the labels of its source; sources being the samples in another order,
     as many tokens turn from yes to no as from no to yes."""
-    case = paren_checker.CASE
-    validation = jnp.asarray(case.draw(800, 200, np.random.default_rng(0))[1])
-    metrics = evaluated(answering(case, 2, 0), case, validation, key=KEY)
-    assert min(metrics.accuracy, metrics.iia, metrics.siia) > 0.9
-    assert metrics.node_changed_iia[0] == 0.5
+    case = PAREN_CHECKER
+    validation = jnp.asarray(case.draw(8, 40, np.random.default_rng(0))[1])
+    metrics = evaluated(answering(case, 2, 0), case, validation, embedding=True)
+    assert min(metrics.accuracy, metrics.iia, metrics.siia) > 0.8
+    embed, counts, *_ = metrics.node_changed_iia
+    assert embed == counts == 0.5
     assert not metrics.perfect
+
+
+ALWAYS_0 = case_of(left_greater.CASE, Variable("answer", ("tokens",), zero, head(0, 1)), n_outputs=2)
 
 
 @pytest.mark.parametrize(("seed", "imperfect"), [(196, "iia"), (5, "siia")])
@@ -237,9 +251,7 @@ def test_perfect_is_no_token_wrong_under_any_one_swap_whatever_a_joint_swap_does
     """The label is always 0, so that a bias on its logit moves every margin alike. It is put between the least margin
     under swaps of one node and the lesser one that all unused nodes together leave; and then too low for one token.
     The seeds are those of weights whose least margin falls under a circuit node, and under an unused one."""
-    case = replace(
-        left_greater.CASE.with_context(6), variables=(Variable("answer", ("tokens",), zero, head(0, 1)),), n_outputs=2
-    )
+    case = ALWAYS_0
     model, samples = model_of(case, seed), samples_of(case, 40)
     logits, _, n_used, n_unused = runs(model, case, samples, False)
     margins = np.where((samples != 1)[:, None], logits[..., 0] - logits[..., 1], np.inf)
@@ -249,7 +261,7 @@ def test_perfect_is_no_token_wrong_under_any_one_swap_whatever_a_joint_swap_does
 
     def shifted(by):
         moved = eqx.tree_at(lambda m: m.unembed.b_U, model, replace_fn=lambda b: b.at[0].add(-by))
-        return evaluated(moved, case, samples, key=KEY)
+        return evaluated(moved, case, samples)
 
     metrics = shifted((joint + least) / 2)
     assert metrics.perfect
@@ -258,3 +270,14 @@ def test_perfect_is_no_token_wrong_under_any_one_swap_whatever_a_joint_swap_does
     metrics = shifted((least + second) / 2)
     assert not metrics.perfect
     assert {name for name in ("accuracy", "iia", "siia") if getattr(metrics, name) < 1} == {imperfect}
+
+
+def test_a_share_is_exactly_1_where_all_is_right_and_never_below_0_where_all_is_wrong():
+    samples = samples_of(ALWAYS_0, 40)
+    right, wrong = (evaluated(answering(ALWAYS_0, i), ALWAYS_0, samples) for i in (0, 1))
+    for name in ("accuracy", "iia", "sequence_iia", "siia", "joint_siia", "subset_siia", "node_iia", "node_siia"):
+        assert np.all(getattr(right, name) == 1), name
+        share = np.asarray(getattr(wrong, name))
+        assert np.all((share >= 0) & (share <= TOLERANCE)), name
+    assert right.perfect
+    assert not wrong.perfect

@@ -1,8 +1,8 @@
-"""One mask drives both models: interchange() is the transformer and the circuit, each run by hand with the same
-nodes swapped. The reference here knows nothing of masks: it reads nodes by name and picks values in plain Python."""
+"""One mask drives both models: an interchange is the transformer and the circuit, each run by hand with the same nodes
+swapped. The reference here knows nothing of masks: it reads nodes by name and picks their values in plain Python."""
 
 from collections.abc import Collection
-from dataclasses import replace
+from itertools import groupby
 
 import chex
 import equinox as eqx
@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cases import CASES
+from cases import CASES, paren_checker
 from siitjax.case import Case
-from siitjax.interchange import interchange
+from siitjax.interchange import interchange, interchange_by_layer
 from siitjax.nodes import EMBED, Node, head, mlp
 from siitjax.transformer import Transformer, init_transformer
 
@@ -22,7 +22,8 @@ TOLERANCE = 1e-5
 
 Sites = dict[Node, np.ndarray]
 swap = eqx.filter_jit(interchange)
-all_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+swap_by_layer = eqx.filter_jit(interchange_by_layer)
+all_cases = pytest.mark.parametrize("case", [case.with_context(6) for case in CASES], ids=lambda case: case.name)
 
 
 def model_of(case: Case, seed: int = 0) -> Transformer:
@@ -93,52 +94,60 @@ def masks_of(case: Case, swaps) -> jax.Array:
     return jnp.stack([jnp.asarray(case.config.nodes.mask(swapped)) for swapped in swaps])
 
 
-@all_cases
-@pytest.mark.parametrize("embedding", [False, True])
-def test_it_is_both_models_run_by_hand_with_the_same_nodes_swapped(case, embedding):
-    case = case.with_context(6)
-    model, (base, source), swaps = model_of(case), pair_of(case), swaps_of(case)
-    logits, labels = swap(model, case.circuit, base, source, masks_of(case, swaps), embedding=embedding)
+def assert_run_by_hand(case: Case, swaps, logits, labels):
+    model, (base, source) = model_of(case), pair_of(case)
     _, values = run_transformer(model, source)
     for swapped, got_logits, got_labels in zip(swaps, logits, labels, strict=True):
-        wanted = swapped if embedding else [node for node in swapped if node != EMBED]
-        by_hand, _ = run_transformer(model, base, wanted, values)
-        np.testing.assert_allclose(got_logits, by_hand, atol=TOLERANCE, err_msg=str(wanted))
-        np.testing.assert_array_equal(got_labels, labels_by_hand(case, base, source, wanted), err_msg=str(wanted))
+        by_hand, _ = run_transformer(model, base, swapped, values)
+        np.testing.assert_allclose(got_logits, by_hand, atol=TOLERANCE, err_msg=str(swapped))
+        np.testing.assert_array_equal(got_labels, labels_by_hand(case, base, source, swapped), err_msg=str(swapped))
 
 
 @all_cases
-def test_without_the_embedding_option_the_first_mask_entry_has_no_effect(case):
-    case = case.with_context(6)
-    model, (base, source) = model_of(case), pair_of(case)
-    masks = masks_of(case, swaps_of(case))
-    results = [swap(model, case.circuit, base, source, masks.at[:, 0].set(entry)) for entry in (False, True)]
-    chex.assert_trees_all_equal(*results)
+def test_it_is_both_models_run_by_hand_with_the_same_nodes_but_the_embedding_swapped(case):
+    swaps = swaps_of(case)
+    logits, labels = swap(model_of(case), case.circuit, *pair_of(case), masks_of(case, swaps))
+    assert_run_by_hand(case, [[node for node in swapped if node != EMBED] for swapped in swaps], logits, labels)
 
 
-@all_cases
-def test_swapping_the_embedding_alone_makes_the_base_run_the_source_run(case):
-    case = case.with_context(6)
+def test_by_layer_it_is_the_same_with_the_embedding_too_and_the_base_run_first():
+    case = paren_checker.CASE.with_context(7)
+    swaps = sorted(filter(None, swaps_of(case)), key=first_layer)
+    groups = [(None if i < 0 else i, masks_of(case, list(group))) for i, group in groupby(swaps, key=first_layer)]
+    logits, labels = swap_by_layer(model_of(case), case.circuit, *pair_of(case), groups, embedding=True)
+    assert_run_by_hand(case, [(), *swaps], logits, labels)
+
+
+def first_layer(swapped: Collection[Node]) -> int:
+    """-1 for the embedding."""
+    return min(-1 if node.layer is None else node.layer for node in swapped)
+
+
+def test_the_embedding_swaps_only_with_the_option_and_alone_makes_the_base_run_the_source_run():
+    case = CASES[0].with_context(6)
     model, (base, source), swaps = model_of(case), pair_of(case), swaps_of(case)
-    logits, labels = swap(model, case.circuit, base, source, masks_of(case, swaps), embedding=True)
+    masks = masks_of(case, swaps)
+    chex.assert_trees_all_equal(
+        *(swap(model, case.circuit, base, source, masks.at[:, 0].set(entry)) for entry in (False, True))
+    )
+    logits, labels = swap(model, case.circuit, base, source, masks, embedding=True)
+    assert_run_by_hand(case, swaps, logits, labels)
     nothing, embed = swaps.index(()), swaps.index((EMBED,))
     np.testing.assert_allclose(logits[embed], run_transformer(model, source)[0], atol=TOLERANCE)
     np.testing.assert_array_equal(labels[embed], labels_by_hand(case, source, source, ()))
     assert np.abs(logits[embed] - logits[nothing]).max() > 0.1
 
 
-@pytest.mark.parametrize("embedding", [False, True])
-def test_no_gradient_flows_through_the_source_run(embedding):
+def test_no_gradient_flows_through_the_source_run():
     case = CASES[0].with_context(6)
     model, (base, source), swaps = model_of(case), pair_of(case), swaps_of(case)
     masks = masks_of(case, swaps)
     direction = jnp.asarray(np.random.default_rng(3).standard_normal((len(swaps), case.n_ctx, 3), np.float32))
 
     def loss(model):
-        return (interchange(model, case.circuit, base, source, masks, embedding=embedding)[0] * direction).sum()
+        return (interchange(model, case.circuit, base, source, masks, embedding=True)[0] * direction).sum()
 
     def with_constants(model, values):
-        values = values if embedding else replace(values, embed=None)
         return (jax.vmap(lambda mask: model(base, (mask, values))[0])(masks) * direction).sum()
 
     @jax.jit

@@ -4,6 +4,8 @@ a whole grid traces once a bucket; and a sweep gives the same outcomes with any 
 The case's label is always class 1, so that members converge, exhaust their epochs or diverge as their rates decide.
 """
 
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -79,7 +81,32 @@ def run_lanes(hypers, seeds, until=EPOCHS):
     return jax.block_until_ready((states, measure(data, states)))
 
 
+traces = Counter()
+
+
+def counted(config: TrainConfig):
+    """`make_train`, the traces of its functions counted."""
+
+    def count(name: str, function: Callable):
+        def traced(*args):
+            traces[config, name] += 1
+            return function(*args)
+
+        return traced
+
+    train = make_train(config)
+    return train._replace(advance=count("advance", train.advance), measure=count("measure", train.measure))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def count_traces():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(siitjax.sweep, "make_train", counted)
+        yield
+
+
 compiled = cache(compile_bucket)
+"""Each bucket is compiled once in this file, and its traces counted."""
 
 
 def run_solo(hyper, seed, config=CONFIG):
@@ -99,8 +126,8 @@ def test_a_lane_is_the_solo_run():
         chex.assert_trees_all_close(final, solo_final, rtol=0, atol=TOKENS_OFF)
 
 
-def test_what_adds_nothing_up_is_the_solo_run_bit_for_bit():
-    """First weights, optimizer state and data; and, at a rate of nothing, the weights after every epoch."""
+def test_a_lane_begins_as_the_solo_run_does_bit_for_bit():
+    """First weights, optimizer state and keys: nothing that is added up."""
     hyper = stack([h.traced() for h in GRID])
     states = init(hyper, jnp.stack([jax.random.key(seed) for seed in range(LANES)]))
     for i, h in enumerate(GRID):
@@ -179,29 +206,98 @@ MEMBERS = [
 ]
 
 
+def sweep(heard: Heard, workers: int, members=MEMBERS, timeout=300) -> list[TrainConfig]:
+    """Runs a sweep, and fails where it hangs; gives the buckets that it asked to be compiled."""
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(siitjax.sweep, "compile_bucket", lambda config: asked.append(config) or compiled(config))
+        runner = ThreadPoolExecutor(1)
+        try:
+            runner.submit(run_sweep, members, heard, workers=workers).result(timeout)
+        finally:
+            runner.shutdown(wait=False)
+    return asked
+
+
 @pytest.fixture(scope="module")
 def sweeps():
-    """The same sweep with one worker and with two, and what each compiled and traced."""
-    traces, results = Counter(), {}
+    """What was heard of the same sweep, and the buckets it compiled, with one worker and with two."""
+    results = {}
+    for workers in (1, 2):
+        heard = Heard()
+        results[workers] = heard, sweep(heard, workers)
+    return results
 
-    def make_counted(config):
-        def counted(name: str, function: Callable):
-            def traced(*args):
-                traces[config, name] += 1
-                return function(*args)
 
-            return traced
+def test_a_sweep_compiles_and_traces_each_bucket_once_for_all_its_members(sweeps):
+    for _, asked in sweeps.values():
+        assert sorted(map(id, asked)) == sorted(map(id, (CONFIG, OTHER)))
+    assert traces == {(config, name): 1 for config in (CONFIG, OTHER) for name in ("advance", "measure")}
 
-        train = make_train(config)
-        return train._replace(advance=counted("advance", train.advance), measure=counted("measure", train.measure))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(siitjax.sweep, "make_train", make_counted)
-        for workers in (1, 2):
-            buckets = []
-            patch.setattr(siitjax.sweep, "compile_bucket", lambda c, buckets=buckets: buckets.append(c) or compiled(c))
-            heard = Heard()
-            compiled.cache_clear() if workers == 1 else None
-            run_sweep(MEMBERS, heard, workers=workers)
-            results[workers] = heard, buckets
-    return results, traces
+def test_outcomes_are_the_same_with_any_number_of_workers_bit_for_bit(sweeps):
+    one, two = (sweeps[workers][0].outcomes for workers in (1, 2))
+    assert set(one) == set(two) == {index for index, _ in MEMBERS}
+    for index, outcome in one.items():
+        chex.assert_trees_all_equal(*(vars(replace(o, seconds=0.0)) for o in (outcome, two[index])))
+
+
+def test_an_outcome_is_what_the_member_gives_on_its_own(sweeps):
+    stops = set()
+    for index, member in MEMBERS:
+        outcome = sweeps[2][0].outcomes[index]
+        state, final = run_solo(member.hyper, member.seed, member.config)
+        epochs = int(state.epoch)
+        assert (outcome.stop, outcome.epochs) == (Stop(int(state.stop)), epochs)
+        assert outcome.history.loss.shape == (epochs, 3)
+        chex.assert_trees_all_equal(outcome.model, state.model)
+        chex.assert_trees_all_equal(outcome.metrics, jax.device_get(final))
+        chex.assert_trees_all_equal(outcome.history, jax.tree.map(lambda x, n=epochs: np.asarray(x)[:n], state.history))
+        stops.add(outcome.stop)
+    assert stops == {Stop.CONVERGED, Stop.EXHAUSTED, Stop.DIVERGED}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_watcher_hears_each_member_start_run_every_epoch_once_and_finish(sweeps, workers):
+    heard, _ = sweeps[workers]
+    for index, member in MEMBERS:
+        events = [(name, *what) for name, i, *what in heard.events if i == index]
+        waited = [("compiling",)] if ("compiling",) in events else []
+        history = heard.outcomes[index].history.metrics
+        curves = np.stack([history.accuracy, history.iia, history.siia], 1).tolist()
+        epochs = [("epoch", i, metrics) for i, metrics in enumerate(curves, start=1)]
+        assert events == [("started",), *waited, *epochs, ("finished",)], member
+    first_of_buckets = {index for index, _ in MEMBERS[:2]}
+    assert {i for name, i, *_ in heard.events if name == "compiling"} >= first_of_buckets
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("event", ["started", "compiling", "epoch", "finished"])
+def test_an_exception_in_a_watcher_ends_the_sweep_and_is_raised(workers, event):
+    heard = Heard(event)
+    with pytest.raises(RuntimeError, match=f"{event} failed"):
+        sweep(heard, workers)
+    assert 1 <= sum(name == event for name, *_ in heard.events) <= workers
+    assert len(heard.outcomes) <= workers
+
+
+def test_a_member_that_waits_for_a_bucket_whose_compilation_failed_is_let_go():
+    """The second member of a bucket waits for the first, whose watcher fails just then."""
+
+    class Fails(Heard):
+        waiting = threading.Event()
+
+        def started(self, index, member):
+            super().started(index, member)
+            if index == 1:
+                self.waiting.wait()
+
+        def compiling(self, index, member):
+            super().compiling(index, member)
+            if index == 0:
+                self.waiting.set()
+                time.sleep(0.5)
+                raise RuntimeError("the first failed")
+
+    with pytest.raises(RuntimeError, match="the first failed"):
+        sweep(Fails(), 2, [(0, MEMBERS[0][1]), (1, MEMBERS[0][1])], timeout=30)

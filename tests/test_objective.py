@@ -22,7 +22,7 @@ from siitjax.loss import CrossEntropy
 from siitjax.nodes import EMBED
 from siitjax.objective import BASE, IIT, SIIT, Sampling, batch_masks, draw_masks, term_losses
 from siitjax.train import Hyperparams, TrainConfig, make_step, optimizer
-from tests.test_interchange import model_of
+from tests.test_interchange import labels_by_hand, model_of, run_transformer
 
 DRAWS = 20_000
 SIGMAS = 5
@@ -152,25 +152,20 @@ def pairs_of(case: Case, n: int) -> tuple[jax.Array, jax.Array]:
 losses = eqx.filter_jit(term_losses)
 
 
-@pytest.mark.parametrize("embedding", [False, True])
-@pytest.mark.parametrize("drawn_per", ["batch", "example"])
+@pytest.mark.parametrize(("drawn_per", "embedding"), [("batch", False), ("example", True)])
 def test_a_term_is_the_mean_over_a_samples_own_tokens_then_over_the_batch(drawn_per, embedding):
     model, (bases, sources) = model_of(CASE), pairs_of(CASE, 5)
     rng = np.random.default_rng(1)
     masks = rng.random(((5,) if drawn_per == "example" else ()) + (4, len(CASE.config.nodes))) < 0.5
     got = losses(model, CASE, bases, sources, jnp.asarray(masks), embedding=embedding)
 
-    @jax.jit
-    def run(base, source, mask):
-        activations, values = model(source)[1], CASE.circuit(source)[1]
-        return model(base, (mask, activations))[0], CASE.circuit(base, (mask, values))[0]
-
     per_mask = [0.0] * 4
     for i in range(5):
         for j in range(4):
             mask = masks[i, j] if drawn_per == "example" else masks[j]
-            mask = mask if embedding else mask & ~CASE.config.nodes.mask([EMBED])
-            logits, labels = run(bases[i], sources[i], jnp.asarray(mask))
+            swapped = [node for node in CASE.config.nodes.named(mask) if embedding or node != EMBED]
+            logits, _ = run_transformer(model, bases[i], swapped, run_transformer(model, sources[i])[1])
+            labels = labels_by_hand(CASE, bases[i], sources[i], swapped)
             costs = []
             for token, row, label in zip(bases[i].tolist(), logits.tolist(), labels.tolist(), strict=True):
                 if token != 1:

@@ -197,6 +197,18 @@ def test_pairs_are_drawn_anew_each_epoch_of_which_each_takes_every_sample_once(d
         assert np.abs(np.diff([*losses, losses[0]])).min() > 100 * TOLERANCE * losses[0]
 
 
+def test_masks_are_drawn_anew_each_batch(data, start):
+    """On the pairs of the run above, where every batch swapped all nodes. Swapped with probability 1/2, a node that
+    always has one fate gives the loss of that run or the base loss; a node of many fates neither."""
+    base, iit, siit = np.asarray(advance(STAYS, data, start, EPOCHS).history.loss).T
+    halves = replace(STAYS, p_circuit=jnp.float32(0.5), p_unused=jnp.float32(0.5))
+    base_again, *halved = np.asarray(advance(halves, data, start, EPOCHS).history.loss).T
+    np.testing.assert_array_equal(base_again, base)
+    for all_swapped, some_swapped in zip((iit, siit), halved, strict=True):
+        for same in (base, all_swapped):
+            assert np.abs(some_swapped - same).max() > 100 * TOLERANCE * base[0]
+
+
 @pytest.mark.parametrize(
     ("name", "values", "words"),
     [

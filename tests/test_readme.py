@@ -1,0 +1,45 @@
+"""What the README shows is what is there: its task is a case's file, and its question runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def block(first_words: str) -> str:
+    (found,) = [text for text in BLOCKS if text.startswith(f'"""{first_words}')]
+    return found
+
+
+def test_the_task_shown_is_the_file_of_a_case():
+    assert block("duplicate_remover") == (ROOT / "cases" / "duplicate_remover.py").read_text()
+
+
+def test_the_question_shown_runs(tmp_path):
+    (tmp_path / "clip.py").write_text(block("Does it matter at which norm gradients are clipped?"))
+    small = ("--seeds=2", "--samples=200", "--batch_size=50", "--epochs=2", f"--out={tmp_path / 'results'}")
+    command = [sys.executable, str(tmp_path / "clip.py"), *small]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert "clip 0.1" in ended.stdout
+    assert (tmp_path / "results" / "figure.png").exists()
+
+
+def test_the_weights_shown_load(tmp_path, monkeypatch):
+    from siitjax.export import save_weights
+    from siitjax.transformer import init_transformer
+
+    import cases
+    import jax
+
+    weights = tmp_path / "results" / "betas-left_greater" / "members" / "0000.safetensors"
+    weights.parent.mkdir(parents=True)
+    save_weights(weights, init_transformer(cases.find("left_greater").config, key=jax.random.key(0)))
+    monkeypatch.chdir(tmp_path)
+    (shown,) = [text for text in BLOCKS if "load_weights" in text]
+    names = {}
+    exec(compile(shown, "README.md", "exec"), names)
+    assert names["labels"].shape == (5,)

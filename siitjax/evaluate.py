@@ -92,7 +92,8 @@ def evaluate(
     wrong, wrong_samples, wrong_changed, changed, tokens = (c.sum(0) for c in counts)
 
     def right(wrong, total):
-        return 1 - wrong.astype(jnp.float32) / jnp.asarray(total, jnp.float32)
+        # Compiled, the quotient of equals may lie a rounding above 1.
+        return jnp.maximum(1 - wrong.astype(jnp.float32) / jnp.asarray(total, jnp.float32), 0.0)
 
     # The rows of the counts: nothing swapped, each measured node, all unused nodes, a random subset of them.
     nodes = 1 + np.flatnonzero(counted[measured])

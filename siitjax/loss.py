@@ -44,7 +44,8 @@ class CrossEntropy:
     def correct(
         self, outputs: Float[Array, "*batch seq out"], labels: Int[Array, "*batch seq"]
     ) -> Bool[Array, "*batch seq"]:
-        return jnp.argmax(outputs, -1) == labels
+        # The largest of nans would be class 0.
+        return (jnp.argmax(outputs, -1) == labels) & ~jnp.isnan(outputs).any(-1)
 
     def same(self, labels: Int[Array, "*batch seq"], others: Int[Array, "*batch seq"]) -> Bool[Array, "*batch seq"]:
         return labels == others

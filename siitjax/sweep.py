@@ -134,11 +134,10 @@ def train_member(
     while (stop := Stop(int(state.stop))) is Stop.RUNNING:
         if stopping.is_set():
             return None
-        state = bucket.advance(hyper, data, state, state.epoch + 1)
-        epochs = int(state.epoch)
-        seen = state.history.metrics
-        if epochs:
-            heard(epochs, np.array([float(m[epochs - 1]) for m in (seen.accuracy, seen.iia, seen.siia)]))
+        before, state = int(state.epoch), bucket.advance(hyper, data, state, state.epoch + 1)
+        if (epochs := int(state.epoch)) > before:  # an epoch that diverged is not one
+            seen = state.history.metrics
+            heard(epochs, np.array([float(m[before]) for m in (seen.accuracy, seen.iia, seen.siia)]))
     metrics = jax.device_get(bucket.measure(data, state))
     history = jax.tree.map(lambda x: np.asarray(x)[: int(state.epoch)], state.history)
     return Outcome(stop, int(state.epoch), time.perf_counter() - start, metrics, history, state.model)

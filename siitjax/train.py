@@ -63,12 +63,18 @@ class Hyperparams(eqx.Module):
         ):
             for name in names:
                 value = getattr(self, name)
-                if isinstance(value, int | float) and not accepts(value):
+                if isinstance(value, int | float) and not accepts(_as_trained(value)):
                     raise ValueError(f"{name} is {value}; it must be {words}")
 
     def traced(self) -> "Hyperparams":
         """The same numbers as float32 arrays, as the compiled functions take them."""
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self)
+
+
+def _as_trained(value: float) -> np.float32:
+    """The number that training uses: 1 - 1e-9 is 1 there, and 1e39 infinite."""
+    with np.errstate(over="ignore", under="ignore"):
+        return np.float32(value)
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ class Heard(Watcher):
         self.note("finished", index)
 
 
-OTHER = replace(CONFIG, sampling=Sampling("one", "all", "example"))
+OTHER = replace(CONFIG, sampling=Sampling("one", "all"))
 MEMBERS = [
     (10 + i, Member(str(i), i, config, hyper))
     for i, (config, hyper) in enumerate([(c, h) for h in [LEARNS, STAYS, DIVERGES] for c in (CONFIG, OTHER)])

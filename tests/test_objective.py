@@ -74,6 +74,9 @@ def test_one_is_one_node_each_as_often(embedding):
         counts = masks[:, term].sum(0)
         for count in counts[counts > 0]:
             assert_count(count, DRAWS, 1 / nodes)
+    together = np.einsum("di,dj->ij", masks[:, IIT].astype(int), masks[:, SIIT].astype(int))
+    for count in together[together > 0]:
+        assert_count(count, DRAWS, 1 / (5 + embedding) / 10)
 
 
 def test_a_subset_holds_each_node_with_its_own_traced_probability_and_independently():

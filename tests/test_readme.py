@@ -5,6 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+
+import cases
+from siitjax.export import save_weights
+from siitjax.transformer import init_transformer
+
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
@@ -29,12 +35,6 @@ def test_the_question_shown_runs(tmp_path):
 
 
 def test_the_weights_shown_load(tmp_path, monkeypatch):
-    from siitjax.export import save_weights
-    from siitjax.transformer import init_transformer
-
-    import cases
-    import jax
-
     weights = tmp_path / "results" / "betas-left_greater" / "members" / "0000.safetensors"
     weights.parent.mkdir(parents=True)
     save_weights(weights, init_transformer(cases.find("left_greater").config, key=jax.random.key(0)))

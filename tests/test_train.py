@@ -231,7 +231,7 @@ def test_a_hyperparameter_out_of_range_is_refused_with_the_range(name, values, w
     ("name", "value"), [("beta1", 1 - 1e-9), ("beta2", 1 - 1e-9), ("lr_start", 1e39), ("eps", 1e-50), ("clip", 1e-50)]
 )
 def test_a_hyperparameter_is_judged_as_the_float32_that_it_becomes(name, value):
-    with pytest.raises(ValueError, match=f"{name} is {value}"):
+    with pytest.raises(ValueError, match=re.escape(f"{name} is {value}; it must be")):
         Hyperparams(**{name: value})
 
 

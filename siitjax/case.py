@@ -98,11 +98,11 @@ class Case:
         train, validation = draw_split(strata, length, n_train, n_validation, rng)
         return _with_bos(train), _with_bos(validation)
 
-    def tokens(self, string: Sequence[str]) -> Int[np.ndarray, " seq"]:
+    def tokens(self, string: Sequence[str]) -> Int[Array, " seq"]:
         """The sample that `string` spells, BOS put before it. Raises ValueError for what is not in the vocabulary."""
         if unknown := [s for s in string if s not in self.vocabulary]:
             raise ValueError(f'"{unknown[0]}" is not a token of {self.name}; those are {" ".join(self.vocabulary)}')
-        return np.array([BOS, *(self.vocabulary.index(s) for s in string)], np.int32)
+        return jnp.array([BOS, *(self.vocabulary.index(s) for s in string)], jnp.int32)
 
 
 def _with_bos(strings: Int[np.ndarray, "n length"]) -> Int[np.ndarray, "n seq"]:

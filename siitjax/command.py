@@ -27,7 +27,7 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 
-def flag(default: Any, about: str, *, least: float | None = None) -> Any:
+def flag(default: Any, about: str, *, least: float | int | None = None) -> Any:
     """A field that is a flag of the command line; `about` is its help text, `least` the least number it accepts."""
     return field(default=default, metadata={"about": about, "least": least})
 

@@ -52,7 +52,7 @@ def with_weights(model: Transformer, weights: Mapping[str, Float[np.ndarray, "..
 def save_weights(path: Path, model: Transformer, about: Mapping[str, Any] | None = None) -> None:
     """Writes the weights, with the transformer's config (and `about`) in the file's metadata; all or nothing."""
     # One entry, since safetensors writes several in no fixed order: the same weights make the same file.
-    metadata = {METADATA: json.dumps({"config": asdict(model.config), **(about or {})})}
+    metadata = {METADATA: json.dumps({**(about or {}), "config": asdict(model.config)})}
     write_atomically(path, save(state_dict(model), metadata))
 
 
@@ -70,7 +70,10 @@ def load_weights(path: Path) -> Transformer:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); train that member again") from None
     if METADATA not in metadata:
         raise ValueError(f"{path} says nothing of its transformer; only files written by siitjax can be loaded alone")
-    config = TransformerConfig(**json.loads(metadata[METADATA])["config"])
+    try:
+        config = TransformerConfig(**json.loads(metadata[METADATA])["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} describes its transformer in a way that this version cannot read ({error})") from None
     blank = jax.eval_shape(lambda: init_transformer(config, key=jax.random.key(0)))
     return with_weights(blank, weights)
 

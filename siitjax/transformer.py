@@ -57,9 +57,10 @@ class TransformerConfig:
     init_gain: float = 1.0
 
     def __post_init__(self):
-        for name in ("n_layers", "d_model", "d_head", "n_ctx", "d_vocab", "d_vocab_out", "mlp_width", "init_gain"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be greater than 0")
+        for name in ("n_layers", "d_model", "d_head", "n_ctx", "d_vocab", "d_vocab_out", "d_mlp", "init_gain"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be greater than 0")
         if self.d_model % self.d_head:
             raise ValueError(f"d_head {self.d_head} does not divide d_model {self.d_model}; choose one that does")
         check_choice("act_fn", self.act_fn, tuple(ACTIVATION_FUNCTIONS))

@@ -71,7 +71,7 @@ class Hyperparams(eqx.Module):
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self)
 
 
-def _as_trained(value: float) -> np.float32:
+def _as_trained(value: float | int) -> np.float32:
     """The number that training uses: 1 - 1e-9 is 1 there, and 1e39 infinite."""
     with np.errstate(over="ignore", under="ignore"):
         return np.float32(value)

@@ -77,7 +77,7 @@ def everything(request):
     letters = SIZES[case.name][3]
     strings = ["".join(string) for string in product(letters, repeat=SHORT[letters])]
     short = case.with_context(1 + SHORT[letters])
-    samples = jnp.asarray(np.stack([short.tokens(string) for string in strings]))
+    samples = jnp.stack([short.tokens(string) for string in strings])
     return case, strings, samples, jax.jit(jax.vmap(short.circuit))(samples)
 
 

@@ -181,8 +181,8 @@ def own_labels(case: Case, strings: list[str]) -> np.ndarray:
 
 def counterfactual(case: Case, base: str, source: str, nodes: list[Node]) -> np.ndarray:
     circuit = case.circuit
-    _, values = circuit(jnp.asarray(case.tokens(source)))
-    labels, _ = circuit(jnp.asarray(case.tokens(base)), (jnp.asarray(circuit.nodes.mask(nodes)), values))
+    _, values = circuit(case.tokens(source))
+    labels, _ = circuit(case.tokens(base), (jnp.asarray(circuit.nodes.mask(nodes)), values))
     return np.asarray(labels)
 
 
@@ -194,7 +194,7 @@ def as_labels(case: Case, written: str) -> list[int]:
 def test_every_variable_is_that_of_the_table_by_hand(name, row):
     string, expected = row
     case = find(name)
-    _, (_, *values) = case.circuit(jnp.asarray(case.tokens(string)))
+    _, (_, *values) = case.circuit(case.tokens(string))
     computed = {v.name: value for v, value in zip(case.circuit.ordered, values, strict=True)}
     assert computed.keys() == expected.keys() == {v.name for v in case.variables}
     for variable in expected:

@@ -82,7 +82,7 @@ losses_under, measure = eqx.filter_jit(term_losses), eqx.filter_jit(evaluate)
 
 def padded(*strings: str) -> jax.Array:
     """Samples of different lengths, each filled up with PAD."""
-    return jnp.asarray(np.stack([PARENS.tokens([*s, *["PAD"] * (PARENS.n_ctx - 1 - len(s))]) for s in strings]))
+    return jnp.stack([PARENS.tokens([*s, *["PAD"] * (PARENS.n_ctx - 1 - len(s))]) for s in strings])
 
 
 def constant(logits: np.ndarray) -> Transformer:
@@ -192,8 +192,8 @@ FRACTION = Case(
 def test_counterfactual_labels_of_a_regression_case_are_numbers(nodes, expected):
     """Base "aab" has shares 1, 1, 2/3 of a; source "bab" has 0, 1/2, 1/3."""
     circuit = FRACTION.circuit
-    _, source = circuit(jnp.asarray(FRACTION.tokens("bab")))
-    labels, _ = circuit(jnp.asarray(FRACTION.tokens("aab")), (jnp.asarray(circuit.nodes.mask(nodes)), source))
+    _, source = circuit(FRACTION.tokens("bab"))
+    labels, _ = circuit(FRACTION.tokens("aab"), (jnp.asarray(circuit.nodes.mask(nodes)), source))
     np.testing.assert_allclose(labels, np.array(expected)[:, None], rtol=ROUNDING)
 
 

@@ -1,11 +1,13 @@
 """How fast is a training step, and where does the time of an epoch go?"""
 
 import json
+import os
 import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import jax
 from rich import box
@@ -14,6 +16,7 @@ from rich.table import Table
 
 import cases
 from siitjax.attention import causal_attention, plain_attention
+from siitjax.choice import check_choice
 from siitjax.command import Command, flag, main
 from siitjax.files import write_atomically
 from siitjax.flops import step_flops
@@ -26,7 +29,7 @@ class Timing:
     """One form of the training step on one number of lanes; all times are medians, compilation excluded.
 
     Attributes:
-        form: "fast", or "plain": einsum attention.
+        form: "fast"; "plain": einsum attention; or "torch": TransformerLens.
         step_ms, epoch_ms: a training step and an epoch with its evaluation, a member.
         evaluation_share: of an epoch.
         gflops: achieved in training steps, GFLOP a second.
@@ -52,18 +55,21 @@ class Throughput(Command):
     """How fast is a training step, and where does the time of an epoch go?
 
     Times the fast form of the training step and the plain one (einsum attention), and their evaluations, turn by
-    turn in one run, and counts their floating point operations from the shapes.
+    turn in one run, and counts their floating point operations from the shapes. With --peer=torch also what a user
+    of TransformerLens would write instead: hooks that patch from a cache, one member at a time.
     """
 
     case: str = flag("paren_checker", "the task, one of those in cases/")
     lanes: tuple[int, ...] = flag((1,), "members in one vmapped program", least=1)
     batch_size: int = flag(256, "pairs a batch", least=1)
     updates: Updates = flag("single", "updates a batch: single or three")
+    peer: Literal["", "torch"] = flag("", "also time the same step and evaluation in TransformerLens: torch")
     runs: int = flag(30, "timed runs of each; medians are printed", least=3)
     out: str = flag("", "folder for throughput.json; by default nothing is written")
 
     def run(self) -> int:
         config = TrainConfig(cases.find(self.case), batch_size=self.batch_size, updates=self.updates)
+        check_choice("peer", self.peer, ("", "torch"))
         path = Path(self.out) / "throughput.json" if self.out else None
         if path is not None and path.exists():
             raise ValueError(f"{path} exists; choose another --out")
@@ -71,7 +77,12 @@ class Throughput(Command):
         product = large_product()
         timings, counted = [], 0.0
         for lanes in self.lanes:
-            forms = {"plain": Form(config, plain_attention, lanes), "fast": Form(config, causal_attention, lanes)}
+            forms: dict[str, Any] = {
+                "plain": Form(config, plain_attention, lanes),
+                "fast": Form(config, causal_attention, lanes),
+            }
+            if self.peer:
+                forms["torch"] = _torch(config)
             work = {f"{name} {part}": getattr(form, part) for name, form in forms.items() for part in PARTS}
             seconds = medians({"gemm": product, **work}, self.runs)
             counted = forms["plain"].counted_flops / 1e9
@@ -92,13 +103,22 @@ class Throughput(Command):
         return 0
 
 
+def _torch(config: TrainConfig) -> Any:
+    try:
+        from siitjax.peer import Peer, best_threads
+    except ImportError as error:
+        raise ValueError(f"--peer=torch needs {error.name}; install the extra: pip install 'siitjax[torch]'") from None
+    return Peer(config, best_threads(config, os.cpu_count() or 1))
+
+
 def _timings(
-    forms: dict[str, Form], seconds: dict[str, float], lanes: int, config: TrainConfig, gflop: float
+    forms: dict[str, Any], seconds: dict[str, float], lanes: int, config: TrainConfig, gflop: float
 ) -> Sequence[Timing]:
     gemm = LARGE_GFLOP / seconds["gemm"]
     found = []
     for name, form in forms.items():
-        step, evaluation = (seconds[f"{name} {part}"] / lanes for part in PARTS)
+        members = 1 if name == "torch" else lanes
+        step, evaluation = (seconds[f"{name} {part}"] / members for part in PARTS)
         epoch = config.steps_per_epoch * step + evaluation
         found.append(
             Timing(
@@ -110,7 +130,7 @@ def _timings(
                 member_steps_a_second=1 / step,
                 gflops=gflop / step,
                 gemm_share=gflop / step / gemm,
-                speedup_over_plain=seconds["plain step"] / seconds[f"{name} step"],
+                speedup_over_plain=seconds["plain step"] / lanes / step,
                 compile_s=form.compile_s,
             )
         )

@@ -63,7 +63,7 @@ class Question(Command):
     """The question, as the reports print it."""
 
     case: str = flag("left_greater", "the task, one of those in cases/")
-    seeds: int = flag(8, "members a setting: seeds 0, 1, 2, ...", least=1)
+    seeds: int = flag(16, "members a setting: seeds 0, 1, 2, ...", least=1)
     epochs: int = flag(100, "passes over the data at most; the learning rate reaches its end with the last", least=1)
     samples: int = flag(10_000, "strings a task, four fifths to train on and one fifth to validate on", least=1)
     batch_size: int = flag(256, "pairs a batch", least=1)

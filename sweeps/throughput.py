@@ -88,10 +88,9 @@ class Throughput(Command):
             counted = forms["plain"].counted_flops / 1e9
             timings += _timings(forms, seconds, lanes, config, gflop)
         gemm = timings[0].gflops / timings[0].gemm_share
-        print(f"{self.case}, batch {self.batch_size}, on {device}: {gflop:.2f} GFLOP a step a member, counted from the")
-        print(
-            f"shapes ({counted:.2f} by XLA's own count of the plain step); a large matrix product: {gemm:.0f} GFLOP/s"
-        )
+        print(f"{self.case}, batch {self.batch_size}, on {device} ({os.cpu_count()} cores)")
+        print(f"{gflop:.2f} GFLOP a step a member, counted from the shapes ({counted:.2f} by XLA, of the plain step)")
+        print(f"{gemm:.0f} GFLOP/s in one large matrix product")
         Console(width=None if sys.stdout.isatty() else 160).print(_table(timings))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(f"peak memory of the process: {memory:.2f} GiB")

@@ -1,0 +1,83 @@
+"""The instrument: operations counted against XLA's own count, the peer against our transformer, the command."""
+
+import json
+import subprocess
+import sys
+import warnings
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cases
+from siitjax.attention import plain_attention
+from siitjax.flops import forward_flops, step_flops
+from siitjax.interchange import interchange
+from siitjax.train import Purpose, TrainConfig, draw_data, draw_key
+from siitjax.transformer import init_transformer
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import torch
+
+    from siitjax.peer import Peer, patch
+
+TOLERANCE = 1e-5
+"""Of logits, as in the tests of parity with TransformerLens."""
+COUNT = 0.25
+"""Relative: XLA also counts what is no matrix product (softmax, LayerNorm), and leaves out what it can simplify."""
+
+
+def test_a_step_of_paren_checker_is_a_gflop_and_a_quarter():
+    # A layer: 4 products of 15 x 20 x 20, two of 15 x 15 x 20 for attention, two of 15 x 20 x 80 for the MLP.
+    layer = 2 * (4 * 15 * 20 * 20 + 2 * 15 * 15 * 20 + 2 * 15 * 20 * 80)
+    forward = 3 * layer + 2 * 15 * 20 * 3
+    config = TrainConfig(cases.find("paren_checker"))
+    assert forward_flops(config.case.config) == forward
+    assert step_flops(config) == 256 * 10 * forward
+    assert step_flops(config) / 1e9 == pytest.approx(1.25, abs=0.005)
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+def test_a_forward_pass_is_counted_as_xla_counts_it(case):
+    model = init_transformer(case.config, key=jax.random.key(0))
+    run = jax.jit(lambda tokens: partial(model, attention=plain_attention)(tokens)[0])
+    counted = run.lower(jnp.zeros(case.n_ctx, jnp.int32)).compile().cost_analysis()
+    assert counted is not None
+    assert forward_flops(case.config) == pytest.approx(counted["flops"], rel=COUNT)
+
+
+@pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated")
+def test_the_peer_patches_as_our_interchange_does():
+    case = cases.find("paren_checker")
+    config = TrainConfig(case, batch_size=4, samples=100)
+    peer, data = Peer(config, threads=1), draw_data(config, 0)
+    model = init_transformer(case.config, key=draw_key(jax.random.key(0), Purpose.INIT))
+    base, source, labels = peer.batch
+    masks = [case.circuit.circuit_mask, case.circuit.unused_mask, *np.eye(len(case.circuit.nodes), dtype=bool)[1:]]
+    ours, _ = jax.jit(jax.vmap(partial(interchange, model, case.circuit), (0, 0, None), 1))(
+        data.train[:4], data.train[-4:], jnp.asarray(np.stack(masks))
+    )
+    _, cache = peer.model.run_with_cache(source)
+    for mask, expected in zip(masks, ours, strict=True):
+        with torch.no_grad():
+            logits = peer.model.run_with_hooks(base, fwd_hooks=patch(case.circuit.nodes.named(mask), cache))
+        np.testing.assert_allclose(logits.numpy(), expected, rtol=0, atol=TOLERANCE)
+    own = jax.vmap(lambda tokens: case.circuit(tokens)[0])(data.train[:4])
+    np.testing.assert_array_equal(labels[-1].numpy(), own)
+
+
+def test_the_command_prints_a_row_a_form_and_writes_them(tmp_path):
+    flags = ("--case=left_greater", "--batch_size=8", "--runs=3", "--lanes=2", "--peer=torch", f"--out={tmp_path}")
+    command = [sys.executable, "-W", "ignore", "-m", "sweeps.throughput", *flags]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads((tmp_path / "throughput.json").read_text())
+    rows = [(row["form"], row["lanes"]) for row in found["timings"]]
+    assert rows == [(form, 2) for form in ("plain", "fast", "torch")]
+    assert all(row["step_ms"] > 0 for row in found["timings"])
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "exists; choose another --out" in again.stderr

@@ -28,6 +28,7 @@ class Betas(Question):
 
     beta1: tuple[float, ...] = flag((0.9,), "Adam's beta1")
     beta2: tuple[float, ...] = flag((0.9, 0.999), "Adam's beta2")
+    p_unused: float = flag(0.5, "probability of each unused node in the subset that the SIIT term swaps")
     updates: tuple[Updates, ...] = flag(("single", "three"), "updates a batch: single, three")
 
     def members(self) -> Sequence[Member]:
@@ -38,7 +39,7 @@ class Betas(Question):
                 setting=f"{updates}, beta2 {beta2:g}" + (f", beta1 {beta1:g}" if len(self.beta1) > 1 else ""),
                 seed=seed,
                 config=TrainConfig(case, self.epochs, self.batch_size, self.samples, updates, sampling),
-                hyper=Hyperparams(beta1=beta1, beta2=beta2),
+                hyper=Hyperparams(beta1=beta1, beta2=beta2, p_unused=self.p_unused),
             )
             for beta1, beta2, updates in settings
             for seed in range(self.seeds)

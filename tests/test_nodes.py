@@ -2,6 +2,8 @@
 
 import jax.numpy as jnp
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from siitjax.nodes import EMBED, Node, NodeList, head, mlp
 
@@ -31,10 +33,16 @@ def test_hooks_are_transformer_lens_names():
     ]
 
 
-def test_masks_and_names_are_each_others_inverse():
+def test_a_mask_is_true_at_its_nodes_alone():
     mask = NODES.mask([mlp(0), head(1, 1)])
     assert mask.tolist() == [False, False, False, True, False, True, False]
-    assert NODES.named(mask) == (mlp(0), head(1, 1))
+
+
+@given(st.builds(NodeList, st.integers(1, 4), st.integers(1, 4), st.booleans()), st.data())
+def test_masks_nodes_and_names_are_each_others_inverse(nodes, data):
+    chosen = data.draw(st.sets(st.sampled_from(list(nodes))))
+    assert set(nodes.named(nodes.mask(chosen))) == chosen
+    assert [Node.parse(str(node)) for node in nodes] == list(nodes)
 
 
 def test_a_mask_is_cut_up_by_site():

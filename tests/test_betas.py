@@ -106,7 +106,9 @@ def test_an_interrupted_sweep_keeps_its_members_and_resumes_to_the_same_rows_and
     whole, _ = finished
     folder = tmp_path / "results"
     command = [sys.executable, "-m", "sweeps.betas", *SMALL, f"--out={folder}"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell that starts the tests in the background has them ignore SIGINT, and so would their children.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     until = time.monotonic() + 120
     while not (folder / "rows.jsonl").exists() and time.monotonic() < until:
         time.sleep(0.02)

@@ -67,6 +67,7 @@ class Question(Command):
     epochs: int = flag(100, "passes over the data at most; the learning rate reaches its end with the last", least=1)
     samples: int = flag(10_000, "strings a task, four fifths to train on and one fifth to validate on", least=1)
     batch_size: int = flag(256, "pairs a batch", least=1)
+    init_gain: float = flag(1.0, "gain of the Xavier normal initialisation")
     drawn_per: DrawnPer = flag("batch", "draw the nodes to swap once a batch, or for every example: batch or example")
     embedding: bool = flag(False, "count the embedding as a circuit node, as the original did; its swap is trivial")
     workers: int = flag(0, "members trained at once; 0 for as many as there are cores, 4 at most", least=0)

@@ -43,6 +43,15 @@ for argv in json.loads(sys.argv[1]):
     print(json.dumps([code, out.getvalue(), err.getvalue()]))
 """
 
+# A shell that starts the tests in the background has them ignore SIGINT, and so would their children.
+HEEDING = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from siitjax.command import main
+from sweeps.betas import Betas
+main(Betas)
+"""
+
 
 def betas(*flags: str, **more) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sweeps.betas", *flags]
@@ -105,10 +114,8 @@ def test_a_finished_folder_is_left_as_it_is(finished):
 def test_an_interrupted_sweep_keeps_its_members_and_resumes_to_the_same_rows_and_weights(finished, tmp_path):
     whole, _ = finished
     folder = tmp_path / "results"
-    command = [sys.executable, "-m", "sweeps.betas", *SMALL, f"--out={folder}"]
-    # A shell that starts the tests in the background has them ignore SIGINT, and so would their children.
-    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    command = [sys.executable, "-c", HEEDING, *SMALL, f"--out={folder}"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
     while not (folder / "rows.jsonl").exists() and time.monotonic() < until:
         time.sleep(0.02)

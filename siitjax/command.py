@@ -139,7 +139,7 @@ def _train(results: Results, rows: list[Row], workers: int, log: Console) -> Non
                 rows[:] = results.add(rows, index, member, outcome)
             super().finished(index, member, outcome)
 
-    with Keeper(log, len(results.members), len(rows), workers) as progress:
+    with Keeper(log, len(results.members), len(rows)) as progress:
         run_sweep(waiting, progress, workers=workers)
 
 

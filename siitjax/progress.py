@@ -23,7 +23,6 @@ class _Live:
     """A member in training."""
 
     member: Member
-    began: float
     said: float
     doing: str = "starting"
     epoch: int = 0
@@ -44,9 +43,9 @@ class Progress(Watcher):
     has), at the pace so far; compilation is in the pace.
     """
 
-    def __init__(self, console: Console, total: int, done: int, workers: int):
+    def __init__(self, console: Console, total: int, done: int):
         self.console = console
-        self.total, self.done, self.workers = total, done, workers
+        self.total, self.done = total, done
         self.members: dict[int, _Live] = {}
         self.lock = threading.Lock()
         self.began = time.perf_counter()
@@ -67,7 +66,7 @@ class Progress(Watcher):
     def started(self, index: int, member: Member) -> None:
         now = time.perf_counter()
         with self.lock:
-            self.members[index] = _Live(member, now, now)
+            self.members[index] = _Live(member, now)
             self.longest = max(self.longest, member.config.epochs)
 
     def compiling(self, index: int, member: Member) -> None:

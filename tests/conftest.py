@@ -2,6 +2,16 @@
 checks every annotation: pyproject.toml.)"""
 
 import jax
+import jaxtyping
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def types_unchecked():
+    """Lets a wrong word past the annotation, as it comes from a command line or a file."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -11,7 +11,6 @@ import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -123,14 +122,6 @@ def test_masks_are_drawn_once_a_batch_or_for_every_example():
         assert_count(masks[:, SIIT, node].sum(), DRAWS, 1 / 2 if CIRCUIT.unused_mask[node] else 0)
     # One example's draw says nothing of the next one's.
     assert_count((masks[1:, SIIT, 1] & masks[:-1, SIIT, 1]).sum(), DRAWS - 1, 1 / 4)
-
-
-@pytest.fixture
-def types_unchecked():
-    """Lets a wrong word past the annotation, as it comes from a command line."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("types_unchecked")

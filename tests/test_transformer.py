@@ -13,7 +13,6 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -367,14 +366,6 @@ REFUSED = {
     "d_head 6 does not divide d_model 20; choose one that does": {"d_head": 6},
     'act_fn is "gleu"; did you mean "gelu"? It must be one of relu, gelu': {"act_fn": "gleu"},
 }
-
-
-@pytest.fixture
-def types_unchecked():
-    """Lets a wrong word past the annotation, as it comes from a file."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("types_unchecked")

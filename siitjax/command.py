@@ -1,30 +1,14 @@
-"""A question as a command: flags from a dataclass, one line for bad input, a results folder, a verdict.
+"""Command lines from dataclasses: every field is a flag, and bad input is one line."""
 
-A question is a frozen dataclass, one field a flag (see sweeps/betas.py). `main` parses the flags and runs it: the
-members that it lists are trained, and it ends with its table, its picture and its sentence.
-"""
-
-import json
-import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields
-from pathlib import Path
-from typing import Any, ClassVar, cast, get_args, get_origin
+from typing import Any, cast, get_args, get_origin
 
-import jax
 from absl import flags
-from rich.console import Console
-
-from siitjax.objective import DrawnPer
-from siitjax.progress import Progress
-from siitjax.report import Verdict, picture, summarise, summary, table
-from siitjax.results import Results, Row
-from siitjax.sweep import Member, Outcome, run_sweep
 
 BAD_INPUT = 2
-INTERRUPTED = 130
 
 
 def flag(default: Any, about: str, *, least: float | int | None = None) -> Any:
@@ -55,102 +39,25 @@ class Command(ABC):
         """Does it, and gives the exit code."""
 
 
-@dataclass(frozen=True)
-class Question(Command):
-    """One research question: what to train, and what the rows say."""
-
-    title: ClassVar[str]
-    """The question, as the reports print it."""
-
-    case: str = flag("left_greater", "the task, one of those in cases/")
-    seeds: int = flag(16, "members a setting: seeds 0, 1, 2, ...", least=1)
-    epochs: int = flag(100, "passes over the data at most; the learning rate reaches its end with the last", least=1)
-    samples: int = flag(10_000, "strings a task, four fifths to train on and one fifth to validate on", least=1)
-    batch_size: int = flag(256, "pairs a batch", least=1)
-    init_gain: float = flag(1.0, "gain of the Xavier normal initialisation")
-    drawn_per: DrawnPer = flag("batch", "draw the nodes to swap once a batch, or for every example: batch or example")
-    embedding: bool = flag(False, "count the embedding as a circuit node, as the original did; its swap is trivial")
-    workers: int = flag(0, "members trained at once; 0 for as many as there are cores, 4 at most", least=0)
-    out: str = flag("", "folder of the results; by default results/QUESTION-CASE")
-    resume: bool = flag(False, "go on with an unfinished results folder")
-    config_only: bool = flag(False, "print the full config as JSON and stop")
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.out) if self.out else Path("results") / f"{type(self).__name__.lower()}-{self.case}"
-
-    @abstractmethod
-    def members(self) -> Sequence[Member]:
-        """Everything to train."""
-
-    @abstractmethod
-    def verdict(self, rows: Sequence[Row]) -> Verdict:
-        """What the rows say."""
-
-    def run(self) -> int:
-        """Trains what has no row yet, and reports."""
-        members = tuple(self.members())
-        results = Results(self.folder, self.title, members)
-        if self.config_only:
-            print(json.dumps(results.config(), indent=1))
-            return 0
-        rows = results.open(resume=self.resume)
-        screen, log = Console(width=None if sys.stdout.isatty() else 160), Console(stderr=True, soft_wrap=True)
-        if len(rows) == len(members) and results.is_finished():
-            _show(self, rows, screen)
-            screen.print(f"{results.folder} was finished before; nothing was changed.", soft_wrap=True, highlight=False)
-            return 0
-        try:
-            _train(results, rows, self.workers or min(os.cpu_count() or 1, 4), log)
-        except KeyboardInterrupt:
-            log.print(
-                f"Interrupted; {len(rows)} of {len(members)} members are finished and kept in {results.folder}. "
-                "Go on with the same command and --resume.",
-                highlight=False,
-            )
-            return INTERRUPTED
-        verdict = _show(self, rows, screen)
-        for name in ("figure.png", "figure.pdf"):
-            picture(results, rows, f"{self.title} ({self.case})", verdict, results.folder / name)
-        results.finish(summary(summarise(rows), verdict))
-        screen.print(f"Results, weights and picture: {results.folder}", soft_wrap=True, highlight=False)
-        return 0
-
-
 def main(command: type[Command], argv: Sequence[str] | None = None) -> None:
-    """Runs a command, and exits: 0 when done, 2 on bad input, 130 when interrupted."""
+    """Runs a command, and exits with what it gives, or with 2 on bad input."""
     try:
-        sys.exit(_parse(command, sys.argv if argv is None else argv).run())
-    except (ValueError, flags.Error) as error:
+        sys.exit(parse(command, sys.argv if argv is None else argv).run())
+    except (ValueError, MemoryError, flags.Error) as error:
         print(f"{command.__name__.lower()}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(BAD_INPUT)
 
 
-def _train(results: Results, rows: list[Row], workers: int, log: Console) -> None:
-    """Trains the members that have no row yet, and adds theirs to `rows` as they finish."""
-    done = {row["member"] for row in rows}
-    waiting = [(i, member) for i, member in enumerate(results.members) if i not in done]
-    workers = max(1, min(workers, len(waiting)))
-    log.print(f"{len(waiting)} members to train, {workers} at once, on {jax.devices()[0].device_kind}", highlight=False)
+def as_flags(command: Command) -> list[str]:
+    """The flags that make an equal command."""
 
-    class Keeper(Progress):
-        def finished(self, index: int, member: Member, outcome: Outcome) -> None:
-            with self.lock:
-                rows[:] = results.add(rows, index, member, outcome)
-            super().finished(index, member, outcome)
+    def words(value: Any) -> str:
+        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
-    with Keeper(log, len(results.members), len(rows)) as progress:
-        run_sweep(waiting, progress, workers=workers)
+    return [f"--{f.name}={words(getattr(command, f.name))}" for f in fields(command)]
 
 
-def _show(question: Question, rows: Sequence[Row], screen: Console) -> Verdict:
-    verdict = question.verdict(rows)
-    screen.print(table(summarise(rows), f"{question.title} ({question.case})"))
-    screen.print(str(verdict), soft_wrap=True, highlight=False)
-    return verdict
-
-
-def _parse(command: type[Command], argv: Sequence[str]) -> Command:
+def parse(command: type[Command], argv: Sequence[str]) -> Command:
     """What the command line asks for. Prints the help and exits where that is asked for."""
     values = flags.FlagValues()
     flags.DEFINE_boolean("help", False, "show this text", flag_values=values, short_name="h")

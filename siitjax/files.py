@@ -1,7 +1,13 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and files that one process holds."""
 
+import fcntl
 import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
+
+PATIENCE = 3.0
+"""Seconds to wait for a lock: the workers of a process that was killed let go of it a moment later."""
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -16,3 +22,43 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except BaseException:
         new.unlink(missing_ok=True)
         raise
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a lock."""
+
+    pid: str
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock that this process holds, and every child that the descriptor is passed to; it ends with the last."""
+
+    path: Path
+    descriptor: int
+
+    def release(self) -> None:
+        self.path.unlink(missing_ok=True)
+        os.close(self.descriptor)
+
+
+def hold(path: Path) -> Lock | Holder:
+    """Takes the lock at `path`, or says who holds it. The kernel lets go of it when its holders die."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it before took the file away: what we locked may be no longer there.
+            if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+                os.truncate(descriptor, 0)
+                os.write(descriptor, f"{os.getpid()}\n".encode())
+                return Lock(path, descriptor)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                pid = os.pread(descriptor, 20, 0).decode().strip()
+                os.close(descriptor)
+                return Holder(pid or "unknown")
+        os.close(descriptor)
+        time.sleep(0.05)

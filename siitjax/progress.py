@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import dataclass
+from math import nan
 from types import TracebackType
 
 import numpy as np
@@ -12,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from siitjax.report import percent
-from siitjax.sweep import Member, Outcome, Watcher
+from siitjax.sweep import Member, Row, Watcher
 
 LINE_SECONDS = 20.0
 """Between two plain lines of one member."""
@@ -63,15 +64,15 @@ class Progress(Watcher):
         if self.console.is_terminal:
             self.live.stop()
 
-    def started(self, index: int, member: Member) -> None:
+    def started(self, index: int, member: Member, epoch: int) -> None:
         now = time.perf_counter()
         with self.lock:
-            self.members[index] = _Live(member, now)
+            self.members[index] = _Live(member, now, epoch=epoch)
             self.longest = max(self.longest, member.config.epochs)
 
     def compiling(self, index: int, member: Member) -> None:
         with self.lock:
-            self.members[index].doing = "compiling"
+            self.members.setdefault(index, _Live(member, time.perf_counter())).doing = "compiling"
         self._line(index, member, "compiling")
 
     def epoch(self, index: int, member: Member, epoch: int, metrics: Float[np.ndarray, "3"]) -> None:
@@ -86,23 +87,25 @@ class Progress(Watcher):
         if speak:
             self._line(index, member, live.words())
 
-    def finished(self, index: int, member: Member, outcome: Outcome) -> None:
+    def finished(self, index: int, member: Member, row: Row) -> None:
         with self.lock:
-            del self.members[index]
+            self.members.pop(index, None)
             self.done += 1
-            self.finished_epochs.append(outcome.epochs)
-        m = outcome.metrics
+            self.finished_epochs.append(row["epochs"])
         values = "  ".join(
-            f"{name} {percent(float(value))}"
-            for name, value in (
-                ("accuracy", m.accuracy),
-                ("IIA", m.iia),
-                ("changed IIA", m.changed_iia),
-                ("SIIA", m.siia),
+            f"{name} {percent(nan if row[key] is None else row[key])}"
+            for name, key in (
+                ("accuracy", "accuracy"),
+                ("IIA", "iia"),
+                ("changed IIA", "changed_iia"),
+                ("SIIA", "siia"),
             )
         )
-        end = f"{outcome.stop.name.lower()} after {outcome.epochs} epochs, {outcome.seconds:.1f} s"
+        end = f"{row['stop']} after {row['epochs']} epochs, {row['seconds']:.1f} s"
         self._line(index, member, f"{end}  {values}  [{self.done} of {self.total}, {self._left()}]", always=True)
+
+    def note(self, words: str) -> None:
+        self.console.print(words, markup=False, highlight=False)
 
     def _line(self, index: int, member: Member, words: str, always: bool = False) -> None:
         if always or not self.console.is_terminal:

@@ -3,18 +3,21 @@
     config.json              the whole sweep, exactly; written first
     rows.jsonl               one row a finished member: what it was, why it stopped, every metric
     members/0003.safetensors its weights;  members/0003.csv  its curves
+    checkpoints/             the members in training; gone when all are finished
     summary.json, figure.png, figure.pdf   written when all members are there
 
-A member's files are written before its row, and the rows are replaced whole, so a row that can be read stands for
-a member that is complete. A folder is continued only by the sweep that began it.
+A member's files are written before its row is appended, so a whole row stands for a member that is complete. A folder
+is continued only by the sweep that began it, and by one process at a time.
 """
 
 import csv
+import hashlib
 import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -26,15 +29,14 @@ from safetensors import SafetensorError, safe_open
 
 from siitjax.evaluate import Metrics
 from siitjax.export import save_weights
-from siitjax.files import write_atomically
-from siitjax.sweep import Member, Outcome
+from siitjax.files import Holder, hold, write_atomically
+from siitjax.sweep import Member, Outcome, Row
 
 FORMAT = "siitjax sweep 1"
 ENDED = ("stop", "epochs", "seconds", *(f.name for f in fields(Metrics)))
 """What a row says of how its member ended."""
+LOCK = ".lock"
 CURVES = ("accuracy", "iia", "changed_iia", "sequence_iia", "siia", "joint_siia", "subset_siia")
-
-Row = dict[str, Any]
 
 
 class ResultsError(ValueError):
@@ -48,6 +50,8 @@ class Results:
     folder: Path
     question: str
     members: tuple[Member, ...]
+    host: int = 0
+    """Of several that write into one folder: each has its own rows file."""
 
     def config(self) -> dict[str, Any]:
         """What config.json holds: everything that decides the rows."""
@@ -57,45 +61,91 @@ class Results:
             "members": [member.describe() for member in self.members],
         }
 
-    def open(self, *, resume: bool) -> list[Row]:
-        """Makes the folder, or checks that it is ours; gives the rows of the members that are finished.
+    @property
+    def digest(self) -> str:
+        """Names the sweep in its checkpoints."""
+        return hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the members in training; it is gone when the sweep is finished."""
+        return self.folder / "checkpoints"
+
+    def check(self, *, resume: bool) -> list[Row] | None:
+        """The rows of the members that are finished; None where the sweep has not begun. Writes nothing.
 
         Raises:
-            ResultsError: the folder cannot be written, is foreign or torn, holds another sweep, or holds this one
+            ResultsError: the folder cannot be used, is foreign or torn, holds another sweep, or holds this one
                 unfinished while `resume` is false.
         """
-        try:
-            holds = sorted(path.name for path in self.folder.iterdir()) if self.folder.exists() else []
+        with self._usable():
+            holds = sorted(p.name for p in self.folder.iterdir() if p.name != LOCK) if self.folder.exists() else []
             if not (self.folder / "config.json").exists():
-                if holds:
+                if set(holds) - {"members"}:
                     raise ResultsError(
                         f'{self.folder} holds "{holds[0]}" and no config.json, so it is not a sweep\'s results; '
                         "choose another --out"
                     )
-                self._begin()
-                return []
+                return None
             rows = self._read()
-        except OSError as error:
-            raise ResultsError(
-                f"{self.folder} cannot be used ({error.strerror or error}); choose an --out that can be written"
-            ) from None
         if len(rows) < len(self.members) and not resume:
             raise ResultsError(
                 f"{self.folder} holds this sweep unfinished, {len(rows)} of {len(self.members)} members; "
                 "add --resume to go on, or choose another --out"
             )
-        if len(rows) < len(self.members) and not os.access(self.folder, os.W_OK):
-            raise ResultsError(f"{self.folder} cannot be written; give yourself the right to, or choose another --out")
         return rows
 
-    def add(self, rows: Sequence[Row], index: int, member: Member, outcome: Outcome) -> list[Row]:
-        """Writes a finished member, its row last; gives all rows with it."""
+    @contextmanager
+    def held(self) -> Iterator[int]:
+        """Holds the folder, so that no other process writes into it; gives the lock's file descriptor.
+
+        Raises:
+            ResultsError: another process holds it, or it cannot be written.
+        """
+        with self._usable():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = hold(self.folder / (LOCK if not self.host else f"{LOCK}.{self.host}"))
+        if isinstance(lock, Holder):
+            raise ResultsError(
+                f"{self.folder} is in use by process {lock.pid}; wait for it, stop it, or choose another --out"
+            )
+        try:
+            yield lock.descriptor
+        finally:
+            lock.release()
+
+    def begin(self, *, resume: bool) -> list[Row]:
+        """The rows that are there, the folder being made if it is not; a row that a crash cut short is taken away.
+
+        Raises:
+            ResultsError: as `check` does.
+        """
+        rows = self.check(resume=resume)
+        with self._usable():
+            (self.folder / "members").mkdir(exist_ok=True)
+            if rows is None:
+                write_atomically(self.folder / "config.json", json.dumps(self.config(), indent=1) + "\n")
+            for path in self._row_files():
+                whole = path.read_bytes().rpartition(b"\n")
+                if whole[2]:
+                    os.truncate(path, len(whole[0]) + 1)
+        return rows or []
+
+    def write(self, index: int, member: Member, outcome: Outcome) -> Row:
+        """Writes a finished member's files; gives its row."""
         about = {"member": member.describe()}
-        save_weights(self.folder / "members" / f"{index:04d}.safetensors", outcome.model, about)
-        write_atomically(self.folder / "members" / f"{index:04d}.csv", _curves(outcome))
-        rows = sorted([*rows, _row(index, member, outcome)], key=lambda row: row["member"])
-        write_atomically(self.folder / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        return rows
+        with self._usable():
+            save_weights(self.folder / "members" / f"{index:04d}.safetensors", outcome.model, about)
+            write_atomically(self.folder / "members" / f"{index:04d}.csv", _curves(outcome))
+        return _row(index, member, outcome)
+
+    def append(self, row: Row) -> None:
+        """Adds the row of a member whose files are written; it is on the disk when this returns."""
+        name = "rows.jsonl" if not self.host else f"rows.{self.host}.jsonl"
+        with self._usable(), open(self.folder / name, "ab") as file:
+            file.write((json.dumps(row) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
 
     def weights(self, row: Row) -> Path:
         """The weights of the member that `row` describes."""
@@ -117,9 +167,18 @@ class Results:
         ran_on = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), **packages}
         write_atomically(self.folder / "summary.json", json.dumps({**summary, "ran_on": ran_on}, indent=1) + "\n")
 
-    def _begin(self) -> None:
-        (self.folder / "members").mkdir(parents=True)
-        write_atomically(self.folder / "config.json", json.dumps(self.config(), indent=1) + "\n")
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ResultsError(
+                f"{self.folder} cannot be used ({error.strerror or error}); make room, or choose an --out that can "
+                "be written"
+            ) from None
+
+    def _row_files(self) -> list[Path]:
+        return sorted(self.folder.glob("rows*.jsonl"))
 
     def _read(self) -> list[Row]:
         found = _parsed(self.folder / "config.json")
@@ -130,9 +189,11 @@ class Results:
                 f"{self.folder} holds another sweep: {difference}; give the flags that it was begun with, "
                 "or choose another --out"
             )
+        rows = []
+        for path in self._row_files():
+            whole, _, _torn = path.read_text().rpartition("\n")
+            rows += [_parsed(path, line, i) for i, line in enumerate(whole.splitlines(), start=1)]
         path = self.folder / "rows.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = [_parsed(path, line, i) for i, line in enumerate(lines, start=1)]
         numbers = [row.get("member") if isinstance(row, dict) else None for row in rows]
         if len(set(numbers)) < len(rows) or not set(numbers) <= set(range(len(self.members))):
             raise ResultsError(f"{path} is damaged: its members are {numbers}; restore it, or choose another --out")
@@ -145,7 +206,7 @@ class Results:
                     "restore it, or choose another --out"
                 )
             self._check_files(row)
-        return rows
+        return sorted(rows, key=lambda row: row["member"])
 
     def _check_files(self, row: Row) -> None:
         try:

@@ -1,26 +1,31 @@
-"""The engine: many members, one compilation a bucket, and what each gave.
+"""The engine: many members through a few lanes, one compilation a bucket, none ever lost.
 
-Members run in turn, one lane a worker; a worker is a thread, since XLA lets go of Python while it computes. The
-first member of a bucket compiles it for all. A member's result does not depend on the number of workers.
+A member that stops leaves its lane at the end of a chunk of epochs, and the next one takes it. What a member gives
+depends on its seed alone, not on its lane, its company, or where it was interrupted.
 """
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
-from functools import partial
-from queue import Empty, SimpleQueue
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float
 
+from siitjax.checkpoint import CheckpointError, Checkpoints, Occupant, Spot
 from siitjax.evaluate import Metrics
-from siitjax.train import Data, History, Hyperparams, State, Stop, TrainConfig, draw_data, make_train
+from siitjax.lanes import Batch, Program, member_of
+from siitjax.train import History, Hyperparams, State, Stop, TrainConfig, draw_data
 from siitjax.transformer import Transformer
+
+CHUNK_SECONDS = 0.2
+"""A chunk lasts about this long at least, and one epoch: the host's work between two is some milliseconds."""
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Outcome:
 
     Attributes:
         epochs: passes over the training set that it ran.
-        seconds: wall time, compilation not counted.
+        seconds: wall time in its lane, compilation not counted.
         metrics: measured after the end, on validation pairs of their own.
         history: its curves, one entry an epoch.
     """
@@ -81,38 +86,11 @@ class Outcome:
     model: Transformer
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """The compiled program of the members that share a `TrainConfig`."""
-
-    init: Callable[[Hyperparams, Array], State]
-    advance: Callable[[Hyperparams, Data, State, Int[Array, ""]], State]
-    measure: Callable[[Data, State], Metrics]
-    seconds: float
-    """Time that the compilation took."""
-
-
-def compile_bucket(config: TrainConfig) -> Bucket:
-    """Compiles a bucket for one lane, ahead of time: nothing that a member does later compiles again."""
-    start = time.perf_counter()
-    train = make_train(config)
-    hyper = Hyperparams().traced()
-    root = jax.random.key(0)
-    samples = lambda n: jnp.zeros((n, config.case.n_ctx), jnp.int32)
-    data = Data(samples(config.n_train), samples(config.samples - config.n_train))
-    state = jax.eval_shape(train.init, hyper, root)
-    until = jax.ShapeDtypeStruct((), jnp.int32)
-    init = jax.jit(train.init).lower(hyper, root).compile()
-    advance = jax.jit(train.advance).lower(hyper, data, state, until).compile()
-    measure = jax.jit(train.measure).lower(data, state).compile()
-    return Bucket(init, advance, measure, time.perf_counter() - start)
-
-
 class Watcher:
-    """Hears of everything that happens in a sweep; all methods may be called from any worker's thread."""
+    """Hears of everything that happens in a sweep; all methods may be called from any thread."""
 
-    def started(self, index: int, member: Member) -> None:
-        """A worker took the member."""
+    def started(self, index: int, member: Member, epoch: int) -> None:
+        """The member took a lane, `epoch` epochs of it having been run before."""
 
     def compiling(self, index: int, member: Member) -> None:
         """The member waits for its bucket's compilation."""
@@ -120,76 +98,235 @@ class Watcher:
     def epoch(self, index: int, member: Member, epoch: int, metrics: Float[np.ndarray, "3"]) -> None:
         """The member has run `epoch` epochs; metrics are its accuracy, IIA and SIIA."""
 
-    def finished(self, index: int, member: Member, outcome: Outcome) -> None:
-        """The member stopped."""
+    def finished(self, index: int, member: Member, row: Row) -> None:
+        """The member stopped, and its files are written; `row` is what to keep of it."""
+
+    def note(self, words: str) -> None:
+        """Something that the user should know."""
 
 
-def train_member(
-    bucket: Bucket, member: Member, heard: Callable[[int, Float[np.ndarray, "3"]], None], stopping: threading.Event
-) -> Outcome | None:
-    """Trains one member to its end, epoch by epoch; gives it up, and returns None, once `stopping` is set."""
-    start = time.perf_counter()
-    data, hyper = draw_data(member.config, member.seed), member.hyper.traced()
-    state = bucket.init(hyper, jax.random.key(member.seed))
-    while (stop := Stop(int(state.stop))) is Stop.RUNNING:
-        if stopping.is_set():
-            return None
-        before, state = int(state.epoch), bucket.advance(hyper, data, state, state.epoch + 1)
-        if (epochs := int(state.epoch)) > before:  # an epoch that diverged is not one
-            seen = state.history.metrics
-            heard(epochs, np.array([float(m[before]) for m in (seen.accuracy, seen.iia, seen.siia)]))
-    metrics = jax.device_get(bucket.measure(data, state))
-    history = jax.tree.map(lambda x: np.asarray(x)[: int(state.epoch)], state.history)
-    return Outcome(stop, int(state.epoch), time.perf_counter() - start, metrics, history, state.model)
+class Queue(Protocol):
+    """Where the engine takes members from."""
+
+    def take(self, like: TrainConfig | None) -> tuple[int, Sequence[Spot]] | None:
+        """The next member, one of the bucket `like` if that is given: its index, and where its state was saved."""
+        ...
 
 
-def run_sweep(members: Sequence[tuple[int, Member]], watcher: Watcher, *, workers: int = 1) -> None:
-    """Trains every member and hands each outcome to `watcher.finished` as it comes.
+@dataclass(frozen=True)
+class Occupancy:
+    """How busy the lanes were, in lane-seconds, compilation not counted.
 
-    Args:
-        members: what to train, each with its index in the sweep.
-        workers: members trained at once.
-
-    Raises:
-        KeyboardInterrupt: the user stopped it; what was finished has been handed over, and the workers have ended.
+    Attributes:
+        trained, whole: in training, and altogether, while a member was waiting for a lane.
+        trained_last, whole_last: the same from then to the end, when nothing is left for a free lane.
     """
-    queue: SimpleQueue[tuple[int, Member]] = SimpleQueue()
-    for entry in members:
-        queue.put(entry)
-    buckets: dict[TrainConfig, Future[Bucket]] = {}
-    lock, stopping = threading.Lock(), threading.Event()
 
-    def bucket_of(index: int, member: Member) -> Bucket:
-        with lock:
-            ours = member.config not in buckets
-            future = buckets.setdefault(member.config, Future())
-        if ours:
+    trained: float = 0.0
+    whole: float = 0.0
+    trained_last: float = 0.0
+    whole_last: float = 0.0
+
+    def __add__(self, other: "Occupancy") -> "Occupancy":
+        return Occupancy(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def shares(self) -> dict[str, float]:
+        """The share of lane-time in training, while members were waiting and over the whole sweep."""
+        trained, whole = self.trained + self.trained_last, self.whole + self.whole_last
+        return {"while_waiting": self.trained / (self.whole or 1.0), "altogether": trained / (whole or 1.0)}
+
+
+@dataclass
+class _Occupied:
+    """A lane in use."""
+
+    index: int
+    member: Member
+    epoch: int
+    began: float
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+
+@dataclass
+class Engine:
+    """Trains the members of a queue in the lanes of one process.
+
+    Attributes:
+        members: all of the sweep.
+        compiled: the program of a bucket, given how many members wait for it at most; or of no more than that
+            number of lanes.
+        keep: writes what a member gave; its row.
+        load: the state saved at a spot, in the shapes of another.
+        checkpoints: where the lanes are saved, every `save_seconds`; None for nowhere.
+        stopping: set to have the lanes saved and the engine stop.
+    """
+
+    members: Sequence[Member]
+    compiled: Callable[[TrainConfig, int | None], Program]
+    keep: Callable[[int, Member, Outcome], Row]
+    load: Callable[[Spot, State], State]
+    watcher: Watcher
+    checkpoints: Checkpoints | None = None
+    save_seconds: float = 10.0
+    stopping: threading.Event = field(default_factory=threading.Event)
+    occupancy: Occupancy = field(default_factory=Occupancy)
+    compiling: bool = False
+    """Nothing is in training, so that leaving at once loses nothing."""
+
+    def run(self, queue: Queue) -> None:
+        """Trains members until the queue is empty.
+
+        Raises:
+            MemoryError: the device's memory does not hold one lane.
+            ValueError: a file cannot be written.
+        """
+        while not self.stopping.is_set() and (first := queue.take(None)) is not None:
+            config = self.members[first[0]].config
+            _Bucket(self, queue, config, deque([(*first, None)])).run()
+
+
+class _Bucket:
+    """The lanes while they train one bucket."""
+
+    def __init__(self, engine: Engine, queue: Queue, config: TrainConfig, pending: deque):
+        self.engine, self.queue, self.config = engine, queue, config
+        self.pending: deque[tuple[int, Sequence[Spot], tuple[State, float] | None]] = pending
+        self.lanes: list[_Occupied | None] = []
+        self.drained = False
+        self.saved = time.perf_counter()
+        self.use(None)
+
+    def use(self, most: int | None) -> None:
+        """Compiles the bucket, for `most` lanes at most; all lanes are free then."""
+        index = self.pending[0][0]
+        self.engine.watcher.compiling(index, self.engine.members[index])
+        self.engine.compiling = True
+        self.program = self.engine.compiled(self.config, most)
+        self.engine.compiling = False
+        self.batch: Batch = self.program.blank()
+        self.lanes = [None] * self.program.lanes
+        self.chunk = 1
+
+    def run(self) -> None:
+        engine = self.engine
+        ended: list[tuple[_Occupied, Batch]] = []
+        mark = time.perf_counter()
+        while True:
+            self.fill()
+            if not any(self.lanes):
+                break
+            started = time.perf_counter()
             try:
-                watcher.compiling(index, member)
-                future.set_result(compile_bucket(member.config))
-            except BaseException as error:
-                # Whoever waits for this compilation must hear that it will not come.
-                future.set_exception(error)
-        elif not future.done():
-            watcher.compiling(index, member)
-        return future.result()
+                state = self.program.advance(self.batch, jnp.asarray(self.until(), jnp.int32))
+                # While the device trains: files are written, and what stopped in the last chunk is handed over.
+                self.hand_over(ended)
+                stops, epochs = jax.device_get((state.stop, state.epoch))
+            except jax.errors.JaxRuntimeError as error:
+                self.fewer_lanes(error)
+                continue
+            self.batch = replace(self.batch, state=state)
+            ran = epochs - [lane.epoch if lane else e for lane, e in zip(self.lanes, epochs, strict=True)]
+            ended = self.heard(stops, epochs)
+            now = time.perf_counter()
+            trained = (now - started) * float(ran.sum()) / max(int(ran.max()), 1)
+            whole, mark = (now - mark) * len(self.lanes), now
+            engine.occupancy += Occupancy(0, 0, trained, whole) if self.drained else Occupancy(trained, whole)
+            if now - started < CHUNK_SECONDS:
+                self.chunk = min(2 * self.chunk, self.config.epochs)
+            if engine.stopping.is_set() or now - self.saved > engine.save_seconds:
+                self.hand_over(ended)
+                self.save()
+            if engine.stopping.is_set():
+                break
+        self.hand_over(ended)
 
-    def work() -> None:
-        while not stopping.is_set():
+    def fill(self) -> None:
+        """Gives every free lane the next member."""
+        for i, lane in enumerate(self.lanes):
+            if lane is None and not self.engine.stopping.is_set() and (found := self.next()) is not None:
+                self.put(i, *found)
+
+    def next(self) -> tuple[int, Sequence[Spot], tuple[State, float] | None] | None:
+        if self.pending:
+            return self.pending.popleft()
+        found = None if self.drained else self.queue.take(self.config)
+        self.drained = found is None
+        return None if found is None else (*found, None)
+
+    def put(self, lane: int, index: int, spots: Sequence[Spot], trained: tuple[State, float] | None) -> None:
+        member = self.engine.members[index]
+        hyper, data = member.hyper.traced(), draw_data(self.config, member.seed)
+        state, seconds = trained or self.restored(spots, self.program.init(hyper, jax.random.key(member.seed)))
+        self.batch = self.program.fill(self.batch, jnp.int32(lane), hyper, data, state)
+        epoch = int(state.epoch)
+        self.lanes[lane] = _Occupied(index, member, epoch, time.perf_counter() - seconds)
+        self.engine.watcher.started(index, member, epoch)
+
+    def restored(self, spots: Sequence[Spot], new: State) -> tuple[State, float]:
+        """The most trained state that can be read, and the seconds that it took; `new` where there is none."""
+        for spot in spots:
             try:
-                index, member = queue.get_nowait()
-            except Empty:
-                return
-            watcher.started(index, member)
-            outcome = train_member(bucket_of(index, member), member, partial(watcher.epoch, index, member), stopping)
-            if outcome is not None:
-                watcher.finished(index, member, outcome)
+                return self.engine.load(spot, new), spot.occupant.seconds
+            except CheckpointError as error:
+                self.engine.watcher.note(f"{error}; member {spot.occupant.member} goes on from the one before")
+        return new, 0.0
 
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(work) for _ in range(workers)]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            stopping.set()
-        for future in futures:
-            future.result()
+    def until(self) -> list[int]:
+        return [lane.epoch + self.chunk if lane else 0 for lane in self.lanes]
+
+    def heard(self, stops: np.ndarray, epochs: np.ndarray) -> list[tuple[_Occupied, Batch]]:
+        """Tells the watcher of the epochs that were run; frees the lanes whose member has stopped, and gives those."""
+        seen = self.batch.state.history.metrics
+        curves = np.stack(jax.device_get((seen.accuracy, seen.iia, seen.siia)), -1)
+        ended = []
+        for i, lane in enumerate(self.lanes):
+            if lane is None:
+                continue
+            for epoch in range(lane.epoch, int(epochs[i])):
+                self.engine.watcher.epoch(lane.index, lane.member, epoch + 1, curves[i, epoch])
+            lane.epoch = int(epochs[i])
+            if stops[i] != Stop.RUNNING:
+                ended.append((lane, member_of(self.batch, i)))
+                self.lanes[i] = None
+        return ended
+
+    def hand_over(self, ended: list[tuple[_Occupied, Batch]]) -> None:
+        """Measures and keeps what stopped, and empties the list."""
+        for lane, alone in ended:
+            state, epochs = alone.state, lane.epoch
+            outcome = Outcome(
+                stop=Stop(int(state.stop)),
+                epochs=epochs,
+                metrics=jax.device_get(self.program.measure(alone.data, state)),
+                history=jax.tree.map(lambda x, n=epochs: np.asarray(x)[:n], state.history),
+                model=state.model,
+                seconds=lane.seconds,
+            )
+            row = self.engine.keep(lane.index, lane.member, outcome)
+            self.engine.watcher.finished(lane.index, lane.member, row)
+        ended.clear()
+
+    def save(self) -> None:
+        if self.engine.checkpoints is not None and any(self.lanes):
+            occupants = [lane and Occupant(lane.index, lane.epoch, lane.seconds) for lane in self.lanes]
+            self.engine.checkpoints.save(self.batch.state, occupants)
+        self.saved = time.perf_counter()
+
+    def fewer_lanes(self, error: jax.errors.JaxRuntimeError) -> None:
+        """After the device's memory ran out: the members move to half as many lanes."""
+        if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
+            raise error
+        if len(self.lanes) == 1:
+            raise MemoryError(
+                "the device's memory does not hold one lane of "
+                f"{self.config.case.name}; lower --batch_size, or --samples"
+            ) from None
+        for i, lane in reversed([*enumerate(self.lanes)]):
+            if lane is not None:
+                self.pending.appendleft((lane.index, (), (member_of(self.batch, i).state, lane.seconds)))
+        half = len(self.lanes) // 2
+        self.engine.watcher.note(f"out of memory with {len(self.lanes)} lanes; going on with {half}")
+        self.use(half)

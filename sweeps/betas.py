@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import cases
-from siitjax.command import Question, flag, main
+from siitjax.command import flag, main
 from siitjax.compare import lag
 from siitjax.objective import Sampling
+from siitjax.question import Question
 from siitjax.report import Verdict
 from siitjax.results import Row
 from siitjax.sweep import Member

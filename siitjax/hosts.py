@@ -1,0 +1,44 @@
+"""Many hosts on one sweep: each trains its share of the members, and nothing crosses between them but the folder.
+
+Members are independent, so that a host waits for the others only at the beginning and at the end.
+"""
+
+import os
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import multihost_utils
+
+
+def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
+    """Makes this process one of several hosts; before JAX has touched a device.
+
+    What is not given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and else from the
+    cluster that JAX finds (SLURM, TPU, Kubernetes, MPI).
+
+    Raises:
+        ValueError: that does not say where the coordinator is, how many hosts there are, and which this is.
+    """
+    given = os.environ.get
+    coordinator = coordinator or given("JAX_COORDINATOR_ADDRESS", "")
+    count = count or int(given("JAX_NUM_PROCESSES", "0"))
+    index = index if index >= 0 else int(given("JAX_PROCESS_ID", "-1"))
+    if index >= count > 0:
+        raise ValueError(f"--host is {index}, but there are {count} hosts, counted from 0; lower it")
+    try:
+        jax.distributed.initialize(coordinator or None, count or None, index if index >= 0 else None)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"--distributed found no cluster ({' '.join(str(error).split())[:120]}); give --coordinator=host:port, "
+            "--hosts=N and --host=I on each host"
+        ) from None
+
+
+def ours(waiting: Sequence[int]) -> list[int]:
+    """This host's share of the members, the same however often it is asked: every n-th of n hosts."""
+    return list(waiting[jax.process_index() :: jax.process_count()])
+
+
+def wait(where: str) -> None:
+    """Returns when every host has come here."""
+    multihost_utils.sync_global_devices(where)

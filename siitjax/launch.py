@@ -1,0 +1,132 @@
+"""Trains the members of a results folder as the policy says: in worker processes, or in the lanes of this one."""
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from siitjax.checkpoint import Checkpoints, Spot, find, forget, load, next_start
+from siitjax.interrupt import Interrupt
+from siitjax.policy import Compiler, Policy
+from siitjax.pool import Pool
+from siitjax.results import Results, ResultsError
+from siitjax.sweep import Engine, Member, Occupancy, Watcher
+from siitjax.train import TrainConfig
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How training ended.
+
+    Attributes:
+        signal: the one that ended it, or None.
+        given_up: members whose workers were lost, and how.
+        at_once: whether a compilation was left running, which the process cannot wait for.
+    """
+
+    occupancy: Occupancy = field(default_factory=Occupancy)
+    signal: int | None = None
+    given_up: dict[int, str] = field(default_factory=dict)
+    at_once: bool = False
+
+    def leave(self) -> int:
+        """The exit code of a process that a signal ended; does not return where a compilation is still running."""
+        code = 128 + (self.signal or 0)
+        if self.at_once:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        return code
+
+
+class Waiting:
+    """The members of one process that wait for a lane."""
+
+    def __init__(self, members: Sequence[Member], indices: list[int], spots: dict[int, list[Spot]]):
+        self.members, self.indices, self.spots = members, indices, spots
+
+    def take(self, like: TrainConfig | None) -> tuple[int, Sequence[Spot]] | None:
+        for index in self.indices:
+            if like is None or self.members[index].config == like:
+                self.indices.remove(index)
+                return index, self.spots.get(index, ())
+        return None
+
+    def count(self, config: TrainConfig) -> int:
+        """How many wait for a bucket, with the one that asks."""
+        return 1 + sum(self.members[index].config == config for index in self.indices)
+
+
+def launch(
+    results: Results,
+    waiting: Sequence[int],
+    policy: Policy,
+    watcher: Watcher,
+    save_seconds: float,
+    worker: tuple[str, Sequence[str]],
+    lock: int,
+) -> Ended:
+    """Trains the waiting members; their files are written, and their rows given to `watcher.finished`.
+
+    Args:
+        save_seconds: between checkpoints.
+        worker: what a worker process is told of the question.
+        lock: file descriptor of the folder's lock, which the workers hold too.
+
+    Raises:
+        ValueError: a file cannot be read or written, or a checkpoint is not of this sweep.
+        MemoryError: the device's memory does not hold one lane.
+    """
+    saved = lambda: find(results.checkpoints, results.digest)
+    spots = saved()
+    forget(results.checkpoints, {index: spots[index] for index in waiting if index in spots})
+    start = f"{next_start(results.checkpoints):04d}-{results.host}"
+    if policy.workers:
+        question, flags = worker
+        pool = Pool(question, flags, start, results.members, list(waiting), saved, watcher, inherit=[lock])
+        with Interrupt(pool.stop) as interrupt:
+            pool.run(min(policy.workers, len(waiting)))
+        if pool.failed and interrupt.signal is None:
+            raise ResultsError(pool.failed)
+        return Ended(pool.occupancy, interrupt.signal, pool.given_up)
+    queue = Waiting(results.members, list(waiting), spots)
+    return _in_this_process(results, queue, policy, watcher, save_seconds, start)
+
+
+def _in_this_process(
+    results: Results, queue: Waiting, policy: Policy, watcher: Watcher, save_seconds: float, start: str
+) -> Ended:
+    errors: list[BaseException] = []
+    with (
+        Checkpoints(results.checkpoints, start, results.digest) as checkpoints,
+        Interrupt(lambda: None) as interrupt,
+    ):
+        engine = Engine(
+            members=results.members,
+            compiled=Compiler(policy, queue.count),
+            keep=results.write,
+            load=lambda spot, like: load(results.checkpoints, spot, like),
+            watcher=watcher,
+            checkpoints=checkpoints,
+            save_seconds=save_seconds,
+            stopping=interrupt.event,
+        )
+
+        def run() -> None:
+            try:
+                engine.run(queue)
+                checkpoints.wait()
+            except BaseException as error:
+                errors.append(error)
+
+        # A compilation hears no signal; this thread does.
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)
+            if interrupt.signal is not None and engine.compiling:
+                return Ended(engine.occupancy, interrupt.signal, at_once=True)
+    if errors:
+        raise errors[0]
+    return Ended(engine.occupancy, interrupt.signal)

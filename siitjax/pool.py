@@ -1,0 +1,201 @@
+"""Worker processes, each pinned to a core, that train the members of a sweep; see `siitjax.worker`.
+
+A member whose worker dies is given to another worker once, and goes on from its last checkpoint.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import IO
+
+import numpy as np
+
+from siitjax.checkpoint import Spot
+from siitjax.policy import cores
+from siitjax.sweep import Member, Occupancy, Watcher
+from siitjax.train import TrainConfig
+
+DEATHS = 2
+"""Of its workers after which a member is given up."""
+
+
+@dataclass
+class Pool:
+    """Trains members in worker processes.
+
+    Attributes:
+        question: what the workers import, `module:Class`, and its flags.
+        start: names this start of the sweep in the checkpoints; a worker adds its number.
+        members: all of the sweep.
+        waiting: the indices of those to train, in order.
+        find: where each member was saved, as `siitjax.checkpoint.find` gives it.
+        inherit: file descriptors that the workers keep open: the folder's lock.
+        given_up: members whose workers died, and how the last one did.
+        failed: what a worker could not do, in one line.
+    """
+
+    question: str
+    flags: Sequence[str]
+    start: str
+    members: Sequence[Member]
+    waiting: list[int]
+    find: Callable[[], Mapping[int, Sequence[Spot]]]
+    watcher: Watcher
+    inherit: Sequence[int] = ()
+    occupancy: Occupancy = field(default_factory=Occupancy)
+    given_up: dict[int, str] = field(default_factory=dict)
+    failed: str = ""
+
+    def __post_init__(self):
+        self.lock = threading.RLock()
+        self.stopping = False
+        self.processes: list[subprocess.Popen[str]] = []
+        self.spots = self.find()
+        self.taken: set[TrainConfig] = set()
+        self.ends: list[float] = []
+        self.deaths: Counter[int | None] = Counter()
+
+    def run(self, workers: int) -> None:
+        """Trains until no member waits; a worker's failure stops all, and stands in `failed`."""
+        threads = [threading.Thread(target=self._keep_alive, args=(k,), daemon=True) for k in range(workers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        idle = sum(time.perf_counter() - end for end in self.ends)
+        self.occupancy += Occupancy(whole_last=idle)
+
+    def stop(self) -> None:
+        """Has every worker save what it trains, and end."""
+        self.stopping = True
+        for process in self.processes:
+            _tell(process, {"stop": True})
+
+    def _keep_alive(self, k: int) -> None:
+        """Runs worker k, and a new one in its place where it dies."""
+        lives = 0
+        while not self.stopping and self.waiting:
+            lives += 1
+            self._run_one(k, f"{self.start}-{k}" if lives == 1 else f"{self.start}-{k}.{lives}")
+
+    def _run_one(self, k: int, name: str) -> None:
+        core = cores()[k % len(cores())]
+        command = [sys.executable, "-m", "siitjax.worker", self.question, str(core), name, *self.flags]
+        with tempfile.TemporaryFile() as errors:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                pass_fds=self.inherit,
+                env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            )
+            self.processes.append(process)
+            if self.stopping:
+                _tell(process, {"stop": True})
+            training: set[int] = set()
+            try:
+                self._serve(process, training)
+            finally:
+                if process.poll() is None and sys.exc_info()[0] is not None:
+                    process.kill()
+                code = process.wait()
+                self.processes.remove(process)
+            if code and not self.failed and not self.stopping:
+                self._died(training, _cause(code, errors))
+
+    def _serve(self, process: subprocess.Popen[str], training: set[int]) -> None:
+        """Answers a worker until it ends; `training` holds what it was given and has not finished."""
+        assert process.stdout is not None
+        for line in process.stdout:
+            if not line.endswith("\n"):
+                return  # it died while it spoke
+            message = json.loads(line)
+            index = message.get("index", 0)
+            member = self.members[index]
+            match message["says"]:
+                case "take":
+                    given = self._next(message["like"])
+                    spots = [] if given is None else [asdict(spot) for spot in self.spots.get(given, ())]
+                    if given is not None:
+                        training.add(given)
+                    _tell(process, {"index": given, "spots": spots})
+                case "started":
+                    self.watcher.started(index, member, message["epoch"])
+                case "compiling":
+                    self.watcher.compiling(index, member)
+                case "epoch":
+                    self.watcher.epoch(index, member, message["epoch"], np.asarray(message["metrics"]))
+                case "finished":
+                    self.watcher.finished(index, member, message["row"])
+                    training.discard(index)
+                case "note":
+                    self.watcher.note(message["words"])
+                case "done":
+                    with self.lock:
+                        self.occupancy += Occupancy(**message["occupancy"])
+                        self.ends.append(time.perf_counter())
+                case "failed":
+                    self.failed = self.failed or message["words"]
+                    self.stop()
+
+    def _next(self, like: int | None) -> int | None:
+        with self.lock:
+            if self.stopping:
+                return None
+            config = lambda index: self.members[index].config
+            if like is not None:
+                found = next((i for i in self.waiting if config(i) == config(like)), None)
+            else:
+                # Rather a bucket that no other worker has: two would compile the same one side by side.
+                fresh = (i for i in self.waiting if config(i) not in self.taken)
+                found = next(fresh, self.waiting[0] if self.waiting else None)
+            if found is not None:
+                self.waiting.remove(found)
+                self.taken.add(config(found))
+            return found
+
+    def _died(self, training: set[int], cause: str) -> None:
+        """Gives what a dead worker was training to the next one, once."""
+        with self.lock:
+            self.spots = self.find()
+            for index in sorted(training, reverse=True):
+                self.deaths[index] += 1
+                if self.deaths[index] < DEATHS:
+                    self.waiting.insert(0, index)
+                    self.watcher.note(f"member {index}: its worker was lost ({cause}); it is run again")
+                else:
+                    self.given_up[index] = cause
+            if not training:
+                self.deaths[None] += 1
+                if self.deaths[None] >= DEATHS * max(len(self.processes), 1):
+                    self.failed = f"the workers do not start ({cause})"
+                    self.stop()
+
+
+def _tell(process: subprocess.Popen[str], message: dict) -> None:
+    assert process.stdin is not None
+    try:
+        process.stdin.write(json.dumps(message) + "\n")
+        process.stdin.flush()
+    except (OSError, ValueError):
+        pass  # it is dead, which is seen where it is waited for
+
+
+def _cause(code: int, errors: IO[bytes]) -> str:
+    """How a process ended, in words."""
+    if code < 0:
+        hint = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{hint}"
+    errors.seek(0)
+    lines = errors.read().decode(errors="replace").strip().splitlines()
+    return f"exit code {code}" + (f": {lines[-1][:200]}" if lines else "")

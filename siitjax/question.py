@@ -1,0 +1,163 @@
+"""A research question as a command: a results folder, members trained, a table, a picture, a sentence.
+
+A question is a frozen dataclass, one field a flag (see sweeps/betas.py). Running it trains the members that it lists
+and have no row yet, and ends with its table, its picture and its sentence.
+"""
+
+import json
+import os
+import sys
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+from rich.console import Console
+
+from siitjax import hosts
+from siitjax.checkpoint import forget
+from siitjax.command import Command, as_flags, flag
+from siitjax.launch import launch
+from siitjax.objective import DrawnPer
+from siitjax.policy import choose_policy, use_compilation_cache
+from siitjax.progress import Progress
+from siitjax.report import Verdict, picture, summarise, summary, table
+from siitjax.results import Results, ResultsError, Row
+from siitjax.sweep import Member, Occupancy
+
+
+@dataclass(frozen=True)
+class Question(Command):
+    """One research question: what to train, and what the rows say."""
+
+    title: ClassVar[str]
+    """The question, as the reports print it."""
+
+    case: str = flag("left_greater", "the task, one of those in cases/")
+    seeds: int = flag(16, "members a setting: seeds 0, 1, 2, ...", least=1)
+    epochs: int = flag(100, "passes over the data at most; the learning rate reaches its end with the last", least=1)
+    samples: int = flag(10_000, "strings a task, four fifths to train on and one fifth to validate on", least=1)
+    batch_size: int = flag(256, "pairs a batch", least=1)
+    init_gain: float = flag(1.0, "gain of the Xavier normal initialisation")
+    drawn_per: DrawnPer = flag("batch", "draw the nodes to swap once a batch, or for every example: batch or example")
+    embedding: bool = flag(False, "count the embedding as a circuit node, as the original did; its swap is trivial")
+    workers: int = flag(0, "on CPU: processes with a core each, a member in each; 0 for as many as cores", least=0)
+    lanes: int = flag(0, "members at once in one program; 0 for 1 on CPU, else for what memory holds", least=0)
+    devices: int = flag(0, "split the lanes over this many devices; 0 for all (on CPU they are virtual)", least=0)
+    distributed: bool = flag(False, "this process is one of several hosts that share --out")
+    coordinator: str = flag("", "host:port of the first host; by default as the cluster says (JAX, SLURM, TPU)")
+    hosts: int = flag(0, "how many hosts; 0 as the cluster says", least=0)
+    host: int = flag(-1, "which of them this is, from 0; -1 as the cluster says", least=-1)
+    save_seconds: float = flag(10.0, "seconds between checkpoints of what is in training", least=0)
+    out: str = flag("", "folder of the results; by default results/QUESTION-CASE")
+    resume: bool = flag(False, "go on with an unfinished results folder")
+    config_only: bool = flag(False, "print the full config as JSON and stop")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out) if self.out else Path("results") / f"{type(self).__name__.lower()}-{self.case}"
+
+    @abstractmethod
+    def members(self) -> Sequence[Member]:
+        """Everything to train."""
+
+    @abstractmethod
+    def verdict(self, rows: Sequence[Row]) -> Verdict:
+        """What the rows say."""
+
+    def run(self) -> int:
+        """Trains what has no row yet, and reports; 130 or 143 when a signal ended it."""
+        if self.devices:
+            jax.config.update("jax_num_cpu_devices", self.devices)
+        if self.distributed:
+            hosts.join(self.coordinator, self.hosts, self.host)
+        members = tuple(self.members())
+        results = Results(self.folder, self.title, members, jax.process_index() if self.distributed else 0)
+        if self.config_only:
+            print(json.dumps(results.config(), indent=1))
+            return 0
+        screen = Console(width=None if sys.stdout.isatty() else 160)
+        rows = results.check(resume=self.resume or self.distributed)
+        if rows is not None and len(rows) == len(members) and results.is_finished():
+            _show(self, rows, screen)
+            screen.print(f"{results.folder} was finished before; nothing was changed.", soft_wrap=True, highlight=False)
+            return 0
+        with results.held() as lock:
+            return self._train(results, lock, screen)
+
+    def _train(self, results: Results, lock: int, screen: Console) -> int:
+        log = Console(stderr=True, soft_wrap=True)
+        use_compilation_cache()
+        policy = choose_policy(self.workers, self.lanes, self.devices)
+        rows = results.begin(resume=self.resume or self.distributed)
+        if self.distributed:
+            hosts.wait("begin")
+        done = {row["member"] for row in rows}
+        waiting = hosts.ours([i for i in range(len(results.members)) if i not in done])
+        ended = None
+        if waiting:
+            log.print(f"{len(waiting)} members to train, {policy.words(len(waiting))}", highlight=False)
+            with Keeper(results, log, len(waiting)) as progress:
+                ended = launch(results, waiting, policy, progress, self.save_seconds, worker_words(self), lock)
+        kept = len(results.check(resume=True) or ())
+        if ended is not None and ended.signal is not None:
+            log.print(
+                f"Interrupted; {kept} of {len(results.members)} members are finished and kept in {results.folder}, "
+                "and what was in training is saved. Go on with the same command and --resume.",
+                highlight=False,
+            )
+            return ended.leave()
+        if ended is not None and ended.given_up:
+            index, cause = next(iter(ended.given_up.items()))
+            raise ResultsError(
+                f"{len(ended.given_up)} member(s) were given up after two workers were lost, such as member {index} "
+                f"({cause}); {kept} of {len(results.members)} are kept in {results.folder}, and --resume tries again"
+            )
+        if self.distributed:
+            hosts.wait("end")
+            if jax.process_index():
+                return 0
+        return self._report(results, ended.occupancy if ended else None, screen)
+
+    def _report(self, results: Results, occupancy: Occupancy | None, screen: Console) -> int:
+        rows = results.check(resume=True) or []
+        verdict = _show(self, rows, screen)
+        for name in ("figure.png", "figure.pdf"):
+            picture(results, rows, f"{self.title} ({self.case})", verdict, results.folder / name)
+        busy = {} if occupancy is None else {"occupancy": occupancy.shares()}
+        results.finish({**summary(summarise(rows), verdict), **busy})
+        forget(results.checkpoints)
+        screen.print(f"Results, weights and picture: {results.folder}", soft_wrap=True, highlight=False)
+        return 0
+
+
+class Keeper(Progress):
+    """Progress that appends each row to the results before it is shown."""
+
+    def __init__(self, results: Results, log: Console, waiting: int):
+        super().__init__(log, waiting, 0)
+        self.results = results
+
+    def finished(self, index: int, member: Member, row: Row) -> None:
+        with self.lock:
+            self.results.append(row)
+        super().finished(index, member, row)
+
+
+def worker_words(question: Question) -> tuple[str, list[str]]:
+    """What a worker is told of the question: where its class is, and its flags."""
+    kind, main = type(question), sys.modules["__main__"]
+    module = kind.__module__
+    if module == "__main__":
+        spec = getattr(main, "__spec__", None)
+        module = spec.name if spec is not None else os.path.abspath(main.__file__ or "")
+    return f"{module}:{kind.__name__}", as_flags(question)
+
+
+def _show(question: Question, rows: Sequence[Row], screen: Console) -> Verdict:
+    verdict = question.verdict(rows)
+    screen.print(table(summarise(rows), f"{question.title} ({question.case})"))
+    screen.print(str(verdict), soft_wrap=True, highlight=False)
+    return verdict

@@ -107,6 +107,5 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs on disk, for every later process; JAX_COMPILATION_CACHE_DIR says where."""
     if jax.config.jax_compilation_cache_dir is None:
         home = Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache")
-        # Apart by threads: programs for one and for two threads add up in another order, under the same key.
-        jax.config.update("jax_compilation_cache_dir", str(home / "siitjax" / f"xla-{len(cores())}"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "siitjax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -70,7 +70,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def rows(folder: Path) -> list[dict]:
-    found = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    found = sorted((json.loads(line) for line in lines), key=lambda row: row["member"])
     return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
 
 
@@ -171,7 +172,8 @@ def test_bad_folders_get_one_line_and_are_left_as_they_are(finished, tmp_path):
         foreign: 'holds "thesis.tex" and no config.json, so it is not a sweep\'s results',
         foreign / "thesis.tex": "cannot be used (Not a directory)",
         damaged("config", cut("config.json")): "config.json is torn",
-        damaged("rows", cut("rows.jsonl")): "rows.jsonl line 8 is torn",
+        damaged("rows", lambda copy: (copy / "rows.jsonl").write_text('{"member": 0\n')): "rows.jsonl line 1 is torn",
+        damaged("last row", cut("rows.jsonl")): "holds this sweep unfinished, 7 of 8 members; add --resume",
         damaged("weights", cut("members/0002.safetensors")): "0002.safetensors or 0002.csv is missing or torn",
         damaged("gone", lambda copy: (copy / "members/0001.csv").unlink()): "0001.csv is missing or torn",
         damaged("other", lambda copy: (copy / "config.json").write_text('{"format": "x"}')): "that is not of siitjax",

@@ -58,7 +58,7 @@ class Program:
 
 
 def compile_program(
-    config: TrainConfig, lanes: int = 1, *, batching: Batching = "map", devices: Sequence[jax.Device] | None = None
+    config: TrainConfig, lanes: int = 1, *, batching: Batching = "map", devices: Sequence[Any] | None = None
 ) -> Program:
     """Compiles a bucket ahead of time.
 
@@ -78,7 +78,8 @@ def compile_program(
         )
     start = time.perf_counter()
     train = make_train(config)
-    lane_axis = NamedSharding(Mesh(np.asarray(devices), ("lane",)), PartitionSpec("lane"))
+    mesh = Mesh(np.asarray(devices), ("lane",))
+    lane_axis = NamedSharding(mesh, PartitionSpec("lane"))
 
     def one(batch: Batch, until: Int[Array, ""]) -> State:
         return train.advance(batch.hyper, batch.data, batch.state, until)
@@ -102,13 +103,13 @@ def compile_program(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lane_axis), jax.eval_shape(blank)
     )
     until = jax.ShapeDtypeStruct((lanes,), jnp.int32, sharding=lane_axis)
-    advance = jax.jit(_over_lanes(one, lanes // len(devices), batching, lane_axis.mesh)).lower(shapes, until).compile()
+    advance = jax.jit(_over_lanes(one, lanes // len(devices), batching, mesh)).lower(shapes, until).compile()
     return Program(
         config=config,
         lanes=lanes,
         init=jax.jit(train.init).lower(hyper, root).compile(),
         blank=jax.jit(blank, out_shardings=lane_axis),
-        fill=jax.jit(fill, out_shardings=lane_axis, donate_argnums=0),
+        fill=jax.jit(fill, out_shardings=lane_axis),
         advance=lambda batch, until: advance(batch, jax.device_put(until, lane_axis)),
         measure=jax.jit(train.measure).lower(data, state).compile(),
         memory=_memory(advance),

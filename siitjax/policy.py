@@ -105,7 +105,7 @@ class Compiler:
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs on disk, for every later process; JAX_COMPILATION_CACHE_DIR says where."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "siitjax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -315,7 +315,7 @@ class _Bucket:
             self.engine.checkpoints.save(self.batch.state, occupants)
         self.saved = time.perf_counter()
 
-    def fewer_lanes(self, error: jax.errors.JaxRuntimeError) -> None:
+    def fewer_lanes(self, error: RuntimeError) -> None:
         """After the device's memory ran out: the members move to half as many lanes."""
         if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
             raise error

@@ -40,6 +40,7 @@ class Program:
         init: a member at its beginning, from its hyperparameters and its root key.
         blank: lanes that are all free.
         fill: the batch with a member put into a lane.
+        take: what one lane holds, on the host and without a lane axis.
         advance: trains the member of each lane until `until[lane]` epochs are done, or it stops.
         measure: evaluates one member on validation pairs of their own, given its data and its model's state.
         memory: bytes a device needs for `advance`, as the compiler counts them.
@@ -51,6 +52,7 @@ class Program:
     init: Callable[[Hyperparams, Array], State]
     blank: Callable[[], Batch]
     fill: Callable[[Batch, Int[Array, ""], Hyperparams, Data, State], Batch]
+    take: Callable[[Batch, Int[Array, ""]], Batch]
     advance: Callable[[Batch, Int[Array, " lane"]], State]
     measure: Callable[[Data, State], Metrics]
     memory: int
@@ -99,17 +101,24 @@ def compile_program(
     def fill(batch: Batch, lane: Int[Array, ""], hyper: Hyperparams, data: Data, state: State) -> Batch:
         return jax.tree.map(lambda all, own: all.at[lane].set(own), batch, Batch(hyper, data, state))
 
+    def take(batch: Batch, lane: Int[Array, ""]) -> Batch:
+        return without_keys(jax.tree.map(lambda leaf: leaf[lane], batch))
+
+    make_blank = jax.jit(blank, out_shardings=lane_axis).lower().compile()
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lane_axis), jax.eval_shape(blank)
     )
+    lane = jax.ShapeDtypeStruct((), jnp.int32)
+    taken = jax.jit(take).lower(shapes, lane).compile()
     until = jax.ShapeDtypeStruct((lanes,), jnp.int32, sharding=lane_axis)
-    advance = jax.jit(_over_lanes(one, lanes // len(devices), batching, mesh)).lower(shapes, until).compile()
+    advance = jax.jit(over_lanes(one, lanes // len(devices), batching, mesh)).lower(shapes, until).compile()
     return Program(
         config=config,
         lanes=lanes,
         init=jax.jit(train.init).lower(hyper, root).compile(),
-        blank=jax.jit(blank, out_shardings=lane_axis),
-        fill=jax.jit(fill, out_shardings=lane_axis),
+        blank=make_blank,
+        fill=jax.jit(fill, out_shardings=lane_axis).lower(shapes, lane, hyper, data, state).compile(),
+        take=lambda batch, lane: with_keys(jax.device_get(taken(batch, lane)), batch),
         advance=lambda batch, until: advance(batch, jax.device_put(until, lane_axis)),
         measure=jax.jit(train.measure).lower(data, state).compile(),
         memory=_memory(advance),
@@ -117,7 +126,7 @@ def compile_program(
     )
 
 
-def _over_lanes(one: Callable[..., Any], here: int, batching: Batching, mesh: Mesh) -> Callable[..., Any]:
+def over_lanes(one: Callable[..., Any], here: int, batching: Batching, mesh: Mesh) -> Callable[..., Any]:
     """`one` over a leading lane axis, of which each device of the mesh has `here` lanes."""
 
     def on_device(*batch):
@@ -138,12 +147,6 @@ def _memory(compiled: Any) -> int:
     if analysis is None:
         return 0
     return analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
-
-
-def member_of(batch: Batch, lane: int) -> Batch:
-    """What one lane holds, on the host and without a lane axis."""
-    host = jax.device_get(jax.tree.map(lambda leaf: leaf[lane], without_keys(batch)))
-    return with_keys(host, batch)
 
 
 def without_keys(tree: Any) -> Any:

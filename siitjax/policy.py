@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 
+from siitjax.cores import cores
 from siitjax.lanes import Batching, Program, compile_program
 from siitjax.train import TrainConfig
 
@@ -42,11 +43,6 @@ class Policy:
         if self.workers:
             return f"{min(self.workers, waiting)} at once, each on a core of its own ({device})"
         return f"{self.lanes or 'as many as memory holds'} at once, on {self.devices} device(s) ({device})"
-
-
-def cores() -> list[int]:
-    """The CPU cores that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
 
 
 def choose_policy(workers: int = 0, lanes: int = 0, devices: int = 0) -> Policy:

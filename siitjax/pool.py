@@ -19,7 +19,7 @@ from typing import IO
 import numpy as np
 
 from siitjax.checkpoint import Spot
-from siitjax.policy import cores
+from siitjax.cores import cores
 from siitjax.sweep import Member, Occupancy, Watcher
 from siitjax.train import TrainConfig
 

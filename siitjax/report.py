@@ -156,6 +156,23 @@ def picture(results: Results, rows: Sequence[Row], title: str, verdict: Verdict,
         figure.savefig(path, dpi=150)
 
 
+def cost_picture(timings: Sequence[Row], title: str, path: Path) -> None:
+    """What a member's training step costs against the members at once, a line a form."""
+    style: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+        axis = figure.subplots()
+        for i, form in enumerate(dict.fromkeys(timing["form"] for timing in timings)):
+            points = sorted((t["lanes"], t["step_ms"]) for t in timings if t["form"] == form)
+            axis.plot(*zip(*points, strict=True), f"o{_look(i)[1]}", color=_look(i)[0], label=form, markersize=4)
+        lanes = sorted({timing["lanes"] for timing in timings})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(lanes, map(str, lanes))
+        axis.set(xlabel="members at once", ylabel="ms a training step a member", ylim=(0, None), title=title)
+        axis.legend(frameon=False)
+        figure.savefig(path, dpi=150)
+
+
 def _errors(results: Results, rows: Sequence[Row], metric: str) -> Float[np.ndarray, "seed epoch"]:
     curves = [1 - np.asarray(results.curves(row)[metric] or [np.nan]) for row in rows]
     longest = max(map(len, curves))

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -17,9 +18,10 @@ import numpy as np
 from jaxtyping import Float
 
 from siitjax.checkpoint import CheckpointError, Checkpoints, Occupant, Spot
+from siitjax.cores import cores
 from siitjax.evaluate import Metrics
-from siitjax.lanes import Batch, Program, member_of
-from siitjax.train import History, Hyperparams, State, Stop, TrainConfig, draw_data
+from siitjax.lanes import Batch, Program
+from siitjax.train import Data, History, Hyperparams, State, Stop, TrainConfig, draw_data
 from siitjax.transformer import Transformer
 
 CHUNK_SECONDS = 0.2
@@ -228,7 +230,8 @@ class _Bucket:
                 self.fewer_lanes(error)
                 continue
             self.batch = replace(self.batch, state=state)
-            ran = epochs - [lane.epoch if lane else e for lane, e in zip(self.lanes, epochs, strict=True)]
+            before = [lane.epoch if lane else epoch for lane, epoch in zip(self.lanes, epochs, strict=True)]
+            ran = epochs - before + (stops == Stop.DIVERGED)  # the epoch that diverged is not counted in `epochs`
             ended = self.heard(stops, epochs)
             now = time.perf_counter()
             trained = (now - started) * float(ran.sum()) / max(int(ran.max()), 1)
@@ -245,9 +248,15 @@ class _Bucket:
 
     def fill(self) -> None:
         """Gives every free lane the next member."""
+        given = []
         for i, lane in enumerate(self.lanes):
             if lane is None and not self.engine.stopping.is_set() and (found := self.next()) is not None:
-                self.put(i, *found)
+                given.append((i, *found))
+        # Hundreds of lanes begin at once, and numpy lets go of Python where it sorts.
+        with ThreadPoolExecutor(len(cores())) as pool:
+            data = pool.map(lambda found: draw_data(self.config, self.engine.members[found[1]].seed), given)
+            for found, own in zip(given, data, strict=True):
+                self.put(*found, own)
 
     def next(self) -> tuple[int, Sequence[Spot], tuple[State, float] | None] | None:
         if self.pending:
@@ -256,9 +265,11 @@ class _Bucket:
         self.drained = found is None
         return None if found is None else (*found, None)
 
-    def put(self, lane: int, index: int, spots: Sequence[Spot], trained: tuple[State, float] | None) -> None:
+    def put(
+        self, lane: int, index: int, spots: Sequence[Spot], trained: tuple[State, float] | None, data: Data
+    ) -> None:
         member = self.engine.members[index]
-        hyper, data = member.hyper.traced(), draw_data(self.config, member.seed)
+        hyper = member.hyper.traced()
         state, seconds = trained or self.restored(spots, self.program.init(hyper, jax.random.key(member.seed)))
         self.batch = self.program.fill(self.batch, jnp.int32(lane), hyper, data, state)
         epoch = int(state.epoch)
@@ -289,7 +300,7 @@ class _Bucket:
                 self.engine.watcher.epoch(lane.index, lane.member, epoch + 1, curves[i, epoch])
             lane.epoch = int(epochs[i])
             if stops[i] != Stop.RUNNING:
-                ended.append((lane, member_of(self.batch, i)))
+                ended.append((lane, self.program.take(self.batch, jnp.int32(i))))
                 self.lanes[i] = None
         return ended
 
@@ -326,7 +337,9 @@ class _Bucket:
             ) from None
         for i, lane in reversed([*enumerate(self.lanes)]):
             if lane is not None:
-                self.pending.appendleft((lane.index, (), (member_of(self.batch, i).state, lane.seconds)))
+                self.pending.appendleft(
+                    (lane.index, (), (self.program.take(self.batch, jnp.int32(i)).state, lane.seconds))
+                )
         half = len(self.lanes) // 2
         self.engine.watcher.note(f"out of memory with {len(self.lanes)} lanes; going on with {half}")
         self.use(half)

@@ -1,4 +1,4 @@
-"""Work to be timed: forms of the training step, and medians taken turn by turn."""
+"""Work to be timed: forms of the training step and of the evaluation, compiled for a number of lanes."""
 
 import time
 from collections.abc import Callable
@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from siitjax.attention import CausalAttention
+from siitjax.lanes import Batching, over_lanes
 from siitjax.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key, make_train
 
 ROWS = 1536
@@ -20,45 +22,41 @@ PARTS = ("step", "evaluation")
 
 
 class Form:
-    """One form of the training step and of the evaluation, compiled for a number of lanes."""
+    """One form of the training step and of the evaluation, on lanes that are split over the devices."""
 
-    def __init__(self, config: TrainConfig, attention: CausalAttention, lanes: int):
+    def __init__(
+        self, config: TrainConfig, attention: CausalAttention, lanes: int, batching: Batching = "map", devices: int = 1
+    ):
         train = make_train(config, attention)
         hyper, data = Hyperparams().traced(), draw_data(config, 0)
-        roots = jax.random.split(jax.random.key(0), lanes)
-        states = jax.jit(jax.vmap(partial(train.init, hyper)))(roots)
+        mesh = Mesh(np.asarray(jax.local_devices()[:devices]), ("lane",))
+        states = jax.jit(jax.vmap(partial(train.init, hyper)))(jax.random.split(jax.random.key(0), lanes))
+        states = jax.device_put(states, NamedSharding(mesh, PartitionSpec("lane")))
         base, source = data.train[: config.batch_size], data.train[-config.batch_size :]
-        step = lambda learner, root: train.step(hyper, learner, base, source, draw_key(root, Purpose.MASKS))
-        evaluation = lambda state: train.measure(data, state)
-        self.learners, self.roots, self.states = (states.model, states.opt_state), roots, states
-        began = time.perf_counter()
-        self.compiled_step = _lanes(step, lanes).lower(self.learners, self.roots).compile()
-        self.compiled_evaluation = _lanes(evaluation, lanes).lower(self.states).compile()
-        self.compile_s = time.perf_counter() - began
-        self.counted_flops = (self.compiled_step.cost_analysis() or {}).get("flops", 0.0) / lanes
+
+        def step(state):
+            return train.step(hyper, (state.model, state.opt_state), base, source, draw_key(state.root, Purpose.MASKS))
+
+        def evaluation(state):
+            return train.measure(data, state)
+
+        compiled = lambda one: jax.jit(over_lanes(one, lanes // devices, batching, mesh)).lower(states).compile()
+        self.states, self.compiled_step, self.compiled_evaluation = states, compiled(step), compiled(evaluation)
+        self.counted_flops = (self.compiled_step.cost_analysis() or {}).get("flops", 0.0) * devices / lanes
 
     def step(self) -> Any:
-        return self.compiled_step(self.learners, self.roots)
+        return self.compiled_step(self.states)
 
     def evaluation(self) -> Any:
         return self.compiled_evaluation(self.states)
 
 
-def _lanes(function: Callable[..., Any], lanes: int) -> Any:
-    """`function` over lanes; one lane is the function itself, as a worker on a CPU runs it."""
-    alone = lambda *lane: function(*jax.tree.map(lambda x: x[0], lane))
-    return jax.jit(alone if lanes == 1 else jax.vmap(function))
-
-
-def medians(work: dict[str, Callable[[], Any]], runs: int) -> dict[str, float]:
-    """Median seconds of each, run turn by turn so that all see the same machine."""
-    seconds = {name: [] for name in work}
-    for _ in range(runs):
-        for name, function in work.items():
-            began = time.perf_counter()
-            jax.block_until_ready(function())
-            seconds[name].append(time.perf_counter() - began)
-    return {name: float(np.median(values)) for name, values in seconds.items()}
+def seconds(function: Callable[[], Any], repeats: int) -> float:
+    """Seconds a call, over `repeats` of them."""
+    began = time.perf_counter()
+    for _ in range(repeats):
+        jax.block_until_ready(function())
+    return (time.perf_counter() - began) / repeats
 
 
 def large_product() -> Callable[[], Any]:

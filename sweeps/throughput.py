@@ -2,40 +2,48 @@
 
 import json
 import os
-import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import cases
-from siitjax.attention import causal_attention, plain_attention
+from siitjax import hosts
 from siitjax.choice import check_choice
 from siitjax.command import Command, flag, main
+from siitjax.cores import cores
 from siitjax.files import write_atomically
 from siitjax.flops import step_flops
-from siitjax.timing import LARGE_GFLOP, PARTS, Form, large_product, medians
+from siitjax.policy import choose_policy
+from siitjax.report import cost_picture
+from siitjax.station import Crew, Setup, Station, in_turn
+from siitjax.sweep import Occupancy
+from siitjax.timing import PARTS, seconds
 from siitjax.train import TrainConfig, Updates
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One form of the training step on one number of lanes; all times are medians, compilation excluded.
+    """One form of the training step with some members at once; times are medians, compilation excluded.
 
     Attributes:
-        form: "fast"; "plain": einsum attention; or "torch": TransformerLens.
+        form: "fast", as a sweep runs it; "plain": einsum attention, where on CPU it stands on XLA's own threads;
+            "plain, pinned": the same, spread over the cores as the fast form is; or "torch": TransformerLens.
+        lanes: members at once.
         step_ms, epoch_ms: a training step and an epoch with its evaluation, a member.
         evaluation_share: of an epoch.
+        member_steps_a_second: of all lanes together.
         gflops: achieved in training steps, GFLOP a second.
-        gemm_share: of what one large float32 matrix product reaches in the same run.
+        gemm_share: of what one large float32 matrix product reaches on the same cores in the same run.
         speedup_over_plain: of a training step.
-        compile_s: of step and evaluation, nothing cached.
     """
 
     form: str
@@ -47,59 +55,130 @@ class Timing:
     gflops: float
     gemm_share: float
     speedup_over_plain: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What else a number of lanes costs.
+
+    Attributes:
+        occupancy: share of lane-time in training while members of a queue of 4 times the lanes were waiting.
+        compile_s, cached_s: of a bucket, with nothing cached and from the cache.
+        peak_gib: of the device, or of the processes where it does not say.
+    """
+
+    lanes: int
+    occupancy: float
     compile_s: float
+    cached_s: float
+    peak_gib: float
 
 
 @dataclass(frozen=True)
 class Throughput(Command):
     """How fast is a training step, and where does the time of an epoch go?
 
-    Times the fast form of the training step and the plain one (einsum attention), and their evaluations, turn by
-    turn in one run, and counts their floating point operations from the shapes. With --peer=torch also what a user
-    of TransformerLens would write instead: hooks that patch from a cache, one member at a time.
+    Times the training step and the evaluation as a sweep runs them on this machine, and the plain ones (einsum
+    attention), turn by turn in one run, and counts their floating point operations from the shapes. With --peer=torch
+    also what a user of TransformerLens would write instead: hooks that patch from a cache, one member at a time.
     """
 
     case: str = flag("paren_checker", "the task, one of those in cases/")
-    lanes: tuple[int, ...] = flag((1,), "members in one vmapped program", least=1)
+    lanes: tuple[int, ...] = flag((0,), "members at once; 0 for one a core on CPU, and one a device elsewhere", least=0)
+    devices: int = flag(0, "split the lanes over this many devices; 0 for all (on CPU they are virtual)", least=0)
+    distributed: bool = flag(False, "time on every host at once, as the cluster or JAX_COORDINATOR_ADDRESS, ... say")
     batch_size: int = flag(256, "pairs a batch", least=1)
     updates: Updates = flag("single", "updates a batch: single or three")
     peer: Literal["", "torch"] = flag("", "also time the same step and evaluation in TransformerLens: torch")
     runs: int = flag(30, "timed runs of each; medians are printed", least=3)
-    out: str = flag("", "folder for throughput.json; by default nothing is written")
+    profile: bool = flag(False, "also write a trace of ten steps to --out, for Perfetto or TensorBoard")
+    out: str = flag("", "folder for throughput.json and the picture; by default nothing is written")
 
     def run(self) -> int:
+        if self.devices:
+            jax.config.update("jax_num_cpu_devices", self.devices)
+        if self.distributed:
+            hosts.join()
         config = TrainConfig(cases.find(self.case), batch_size=self.batch_size, updates=self.updates)
         check_choice("peer", self.peer, ("", "torch"))
-        path = Path(self.out) / "throughput.json" if self.out else None
-        if path is not None and path.exists():
-            raise ValueError(f"{path} exists; choose another --out")
-        device, gflop = jax.devices()[0].device_kind, step_flops(config) / 1e9
-        product = large_product()
-        timings, counted = [], 0.0
+        folder = Path(self.out) if self.out else None
+        if self.profile and folder is None:
+            raise ValueError("--profile writes its trace into --out; give an --out")
+        if folder is not None and (folder / "throughput.json").exists():
+            raise ValueError(f"{folder / 'throughput.json'} exists; choose another --out")
+        peer = _torch(config) if self.peer else None
+        timings, costs, about = [], [], {}
         for lanes in self.lanes:
-            forms: dict[str, Any] = {
-                "plain": Form(config, plain_attention, lanes),
-                "fast": Form(config, causal_attention, lanes),
-            }
-            if self.peer:
-                forms["torch"] = _torch(config)
-            work = {f"{name} {part}": getattr(form, part) for name, form in forms.items() for part in PARTS}
-            seconds = medians({"gemm": product, **work}, self.runs)
-            counted = forms["plain"].counted_flops / 1e9
-            timings += _timings(forms, seconds, lanes, config, gflop)
-        gemm = timings[0].gflops / timings[0].gemm_share
-        print(f"{self.case}, batch {self.batch_size}, on {device} ({os.cpu_count()} cores)")
-        print(f"{gflop:.2f} GFLOP a step a member, counted from the shapes ({counted:.2f} by XLA, of the plain step)")
-        print(f"{gemm:.0f} GFLOP/s in one large matrix product")
-        Console(width=None if sys.stdout.isatty() else 160).print(_table(timings))
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"peak memory of the process: {memory:.2f} GiB")
-        if path is not None:
-            about = {"case": self.case, "device": device, "gflop_a_step": gflop, "gemm_gflops": gemm}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            rows = [asdict(timing) for timing in timings]
-            write_atomically(path, json.dumps({**about, "peak_gib": memory, "timings": rows}, indent=1) + "\n")
+            found, cost, about = self._measure(config, lanes, peer)
+            timings += found
+            costs.append(cost)
+        screen = Console(width=None if sys.stdout.isatty() else 160)
+        print(f"{self.case}, batch {self.batch_size}, on {about['device']} ({about['cores']} cores)")
+        counted = f"counted from the shapes ({about['gflop_by_xla']:.2f} by XLA, of the plain step)"
+        print(f"{about['gflop_a_step']:.2f} GFLOP a step a member, {counted}")
+        screen.print(_timings_table(timings))
+        screen.print(_costs_table(costs))
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = {"timings": [asdict(t) for t in timings], "costs": [asdict(c) for c in costs]}
+            write_atomically(folder / "throughput.json", json.dumps({**about, **rows}, indent=1) + "\n")
+            cost_picture(rows["timings"], f"{self.case}, {about['device']}", folder / "throughput.png")
+            if self.profile:
+                self._profile(folder / "profile")
         return 0
+
+    def _measure(self, config: TrainConfig, lanes: int, peer: Any) -> tuple[list[Timing], Cost, dict[str, Any]]:
+        """Everything with some members at once: where each form runs, then all of them turn by turn."""
+        policy = choose_policy(0, 0, self.devices)
+        places = min(lanes or policy.workers, policy.workers) or policy.devices
+        lanes = lanes or places
+        if lanes % places:
+            raise ValueError(f"--lanes is {lanes}; it must be a multiple of the {places} cores or devices")
+        setup = lambda forms, lanes, devices: Setup(
+            self.case, self.batch_size, self.updates, forms, lanes, devices, policy.batching
+        )
+        with ExitStack() as stack:
+            if policy.workers:
+                alone = Station(setup(("plain",), 1, 1))
+                crew = stack.enter_context(Crew(setup(("plain", "fast"), lanes // places, 1), cores()[:places]))
+                crew.ask("prepare")
+                ask: Callable[..., list[Any]] = crew.ask
+                spread = {"plain": alone.time, "plain, pinned": None, "fast": None}
+            else:
+                alone = Station(setup(("plain", "fast"), lanes, places))
+                ask = lambda what, *arguments: [getattr(alone, what)(*arguments)]
+                spread = {"plain": alone.time, "fast": alone.time}
+            counted = alone.prepare() / 1e9
+            work: dict[str, Callable[[], float]] = {"gemm": lambda: sum(ask("gemm"))}
+            members = {}
+            for name, time in spread.items():
+                members[name] = 1 if policy.workers and name == "plain" else lanes
+                for part in PARTS:
+                    form, repeats = name.split(",")[0], 4 if part == "step" else 1
+                    if time is None:
+                        work[f"{name} {part}"] = lambda f=form, p=part, r=repeats: max(ask("time", f, p, r))
+                    else:
+                        work[f"{name} {part}"] = lambda t=time, f=form, p=part, r=repeats: t(f, p, r)
+            if peer is not None:
+                members["torch"] = 1
+                for part, repeats in zip(PARTS, (4, 1), strict=True):
+                    work[f"torch {part}"] = lambda p=part, r=repeats: seconds(getattr(peer, p), r)
+            if self.distributed:
+                hosts.wait("timing")
+            found = {name: float(np.median(values)) for name, values in in_turn(work, self.runs).items()}
+            cost = _cost(ask, lanes)
+        gflop = step_flops(config) / 1e9
+        timings = [_timing(name, n, found, config.steps_per_epoch, gflop) for name, n in members.items()]
+        device = jax.devices()[0].device_kind
+        about = {"case": self.case, "device": device, "cores": os.cpu_count(), "hosts": jax.process_count()}
+        return timings, cost, {**about, "gflop_a_step": gflop, "gflop_by_xla": counted}
+
+    def _profile(self, folder: Path) -> None:
+        station = Station(Setup(self.case, self.batch_size, self.updates, ("fast",), 1, 1, "map"))
+        station.prepare()
+        with jax.profiler.trace(str(folder), create_perfetto_trace=True):
+            station.time("fast", "step", 10)
+        print(f"trace of ten steps: {folder} (TensorBoard), and perfetto_trace.json.gz in it (ui.perfetto.dev)")
 
 
 def _torch(config: TrainConfig) -> Any:
@@ -110,35 +189,31 @@ def _torch(config: TrainConfig) -> Any:
     return Peer(config, best_threads(config, os.cpu_count() or 1))
 
 
-def _timings(
-    forms: dict[str, Any], seconds: dict[str, float], lanes: int, config: TrainConfig, gflop: float
-) -> Sequence[Timing]:
-    gemm = LARGE_GFLOP / seconds["gemm"]
-    found = []
-    for name, form in forms.items():
-        members = 1 if name == "torch" else lanes
-        step, evaluation = (seconds[f"{name} {part}"] / members for part in PARTS)
-        epoch = config.steps_per_epoch * step + evaluation
-        found.append(
-            Timing(
-                form=name,
-                lanes=lanes,
-                step_ms=1e3 * step,
-                epoch_ms=1e3 * epoch,
-                evaluation_share=evaluation / epoch,
-                member_steps_a_second=1 / step,
-                gflops=gflop / step,
-                gemm_share=gflop / step / gemm,
-                speedup_over_plain=seconds["plain step"] / lanes / step,
-                compile_s=form.compile_s,
-            )
-        )
-    return found
+def _timing(form: str, members: int, found: dict[str, float], steps: int, gflop: float) -> Timing:
+    step, evaluation = (found[f"{form} {part}"] / members for part in PARTS)
+    plain = found["plain step"] / (members if "plain, pinned step" not in found else 1)
+    return Timing(
+        form=form,
+        lanes=members,
+        step_ms=1e3 * step,
+        epoch_ms=1e3 * (steps * step + evaluation),
+        evaluation_share=evaluation / (steps * step + evaluation),
+        member_steps_a_second=1 / step,
+        gflops=gflop / step,
+        gemm_share=gflop / step / found["gemm"],
+        speedup_over_plain=plain / step,
+    )
 
 
-def _table(timings: Sequence[Timing]) -> Table:
+def _cost(ask: Callable[..., list[Any]], lanes: int) -> Cost:
+    shares = [found if isinstance(found, Occupancy) else Occupancy(**found) for found in ask("occupancy")]
+    cold, cached = (max(times) for times in zip(*ask("compilation"), strict=True))
+    return Cost(lanes, sum(shares, Occupancy()).shares()["while_waiting"], cold, cached, sum(ask("memory")))
+
+
+def _timings_table(timings: Sequence[Timing]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    columns = ("ms a step", "ms an epoch", "in evaluation", "steps/s", "GFLOP/s", "of gemm", "over plain", "compile s")
+    columns = ("ms a step", "ms an epoch", "in evaluation", "steps/s", "GFLOP/s", "of gemm", "over plain")
     for column in ("lanes", "form", *columns):
         table.add_column(column, justify="left" if column == "form" else "right")
     for t in timings:
@@ -152,9 +227,20 @@ def _table(timings: Sequence[Timing]) -> Table:
             f"{t.gflops:.1f}",
             f"{100 * t.gemm_share:.0f}%",
             f"{t.speedup_over_plain:.2f}",
-            f"{t.compile_s:.1f}",
         )
     table.caption = "times a member, medians, compilation excluded; an epoch is its steps and one evaluation"
+    table.caption_justify = "left"
+    return table
+
+
+def _costs_table(costs: Sequence[Cost]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("lanes", "occupancy", "compile s", "cached s", "peak GiB"):
+        table.add_column(column, justify="right")
+    for c in costs:
+        occupancy = f"{100 * c.occupancy:.1f}%"
+        table.add_row(f"{c.lanes}", occupancy, f"{c.compile_s:.1f}", f"{c.cached_s:.1f}", f"{c.peak_gib:.2f}")
+    table.caption = "occupancy: lane-time in training while members of a queue of 4 x lanes, long and short, wait"
     table.caption_justify = "left"
     return table
 

@@ -1,0 +1,183 @@
+"""Where forms of the step are timed: this process, or processes with a core each that work at the same time.
+
+python -m siitjax.station SETUP       is such a process: it takes and answers lines of JSON
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import jax
+
+import cases
+from siitjax.attention import causal_attention, plain_attention
+from siitjax.cores import pinned
+from siitjax.lanes import Batching, compile_program
+from siitjax.sweep import Engine, Member, Occupancy, Watcher
+from siitjax.timing import LARGE_GFLOP, PARTS, Form, large_product, seconds
+from siitjax.train import Hyperparams, TrainConfig
+
+ATTENTION = {"plain": plain_attention, "fast": causal_attention}
+EPOCHS = 24
+"""Epochs of the long members of the queue that occupancy is measured on; the short ones run one."""
+QUEUE = 4
+"""Members of that queue, in lanes."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a station is to time.
+
+    Attributes:
+        forms: "plain", "fast".
+        lanes, devices, batching: as `siitjax.lanes` takes them.
+    """
+
+    case: str
+    batch_size: int
+    updates: str
+    forms: tuple[str, ...]
+    lanes: int
+    devices: int
+    batching: Batching
+
+    @property
+    def config(self) -> TrainConfig:
+        return TrainConfig(cases.find(self.case), batch_size=self.batch_size, updates=self.updates)  # type: ignore
+
+
+@dataclass
+class Station:
+    """This process."""
+
+    setup: Setup
+    forms: dict[str, Form] = field(default_factory=dict)
+
+    def prepare(self) -> float:
+        """Compiles everything; gives the floating point operations of a plain step, as XLA counts them."""
+        setup = self.setup
+        self.product = large_product()
+        for name in setup.forms:
+            self.forms[name] = Form(setup.config, ATTENTION[name], setup.lanes, setup.batching, setup.devices)
+            for part in PARTS:
+                jax.block_until_ready(getattr(self.forms[name], part)())
+        return next(iter(self.forms.values())).counted_flops if self.forms else 0.0
+
+    def time(self, form: str, part: str, repeats: int) -> float:
+        """Seconds a call: all the station's lanes advance by one."""
+        return seconds(getattr(self.forms[form], part), repeats)
+
+    def gemm(self) -> float:
+        """GFLOP/s of one large matrix product."""
+        return LARGE_GFLOP / seconds(self.product, 3)
+
+    def compilation(self) -> tuple[float, float]:
+        """Seconds to compile a bucket of the engine with nothing cached, and again from the cache."""
+        with tempfile.TemporaryDirectory() as folder:
+            jax.config.update("jax_compilation_cache_dir", folder)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+            both = []
+            for _ in range(2):
+                jax.clear_caches()
+                both.append(self._program(self.setup.config).seconds)
+            jax.config.update("jax_compilation_cache_dir", None)
+        return both[0], both[1]
+
+    def occupancy(self) -> Occupancy:
+        """That of the engine on a queue of four times the lanes, of long and short members in turn.
+
+        A short one diverges in its first epoch: its learning rate sees to that.
+        """
+        config = replace(self.setup.config, epochs=EPOCHS)
+        members = [
+            Member("long" if i % 2 == 0 else "short", i, config, Hyperparams(lr_start=1e-3 if i % 2 == 0 else 1e38))
+            for i in range(QUEUE * self.setup.lanes)
+        ]
+        program, waiting = self._program(config), [*range(len(members))]
+        engine = Engine(
+            members,
+            compiled=lambda config, most: program,
+            keep=lambda index, member, outcome: {},
+            load=lambda spot, like: like,
+            watcher=Watcher(),
+        )
+
+        class Queue:
+            def take(self, like):
+                return (waiting.pop(0), ()) if waiting else None
+
+        engine.run(Queue())
+        return engine.occupancy
+
+    def memory(self) -> float:
+        """GiB at the most: of the device where it says so, else of the process."""
+        on_device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        return on_device / 2**30 if on_device else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    def _program(self, config: TrainConfig):
+        devices = jax.local_devices()[: self.setup.devices]
+        return compile_program(config, self.setup.lanes, batching=self.setup.batching, devices=devices)
+
+
+class Crew:
+    """Stations in processes of their own, one pinned to each core given, that do the same thing at the same time."""
+
+    def __init__(self, setup: Setup, cores: Sequence[int]):
+        env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-m", "siitjax.station"]
+        pipes: Mapping[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": env}
+        self.processes = []
+        for core in cores:
+            with pinned(core):
+                self.processes.append(subprocess.Popen([*command, json.dumps(asdict(setup))], **pipes))
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+    def ask(self, what: str, *arguments: Any) -> list[Any]:
+        """What each station gives for a method of it; all run it at once."""
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps([what, *arguments]) + "\n")
+            process.stdin.flush()
+        answers = [process.stdout.readline() if process.stdout else "" for process in self.processes]
+        if not all(answers):
+            raise ValueError(f"a process that was timed is gone, at {what}; free some memory and try again")
+        return [json.loads(answer) for answer in answers]
+
+
+def in_turn(work: Mapping[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:
+    """What each gave in every run, taken turn by turn so that all see the same machine."""
+    found: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(runs):
+        for name, function in work.items():
+            found[name].append(function())
+    return found
+
+
+def main(argv: Sequence[str]) -> None:
+    """The process of a crew: `argv` is its setup."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    setup = json.loads(argv[0])
+    station = Station(Setup(**{**setup, "forms": tuple(setup["forms"])}))
+    for line in sys.stdin:
+        what, *arguments = json.loads(line)
+        answer = getattr(station, what)(*arguments)
+        answers.write(json.dumps(asdict(answer) if isinstance(answer, Occupancy) else answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

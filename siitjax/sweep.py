@@ -255,8 +255,8 @@ class _Bucket:
         # Hundreds of lanes begin at once, and numpy lets go of Python where it sorts.
         with ThreadPoolExecutor(len(cores())) as pool:
             data = pool.map(lambda found: draw_data(self.config, self.engine.members[found[1]].seed), given)
-            for found, own in zip(given, data, strict=True):
-                self.put(*found, own)
+            for (lane, index, spots, trained), own in zip(given, data, strict=True):
+                self.put(lane, index, spots, trained, own)
 
     def next(self) -> tuple[int, Sequence[Spot], tuple[State, float] | None] | None:
         if self.pending:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from siitjax.circuit import Circuit, Variable
-from siitjax.data import Stratum, draw_split
+from siitjax.circuit import Circuit, Counterfactual, Variable
+from siitjax.data import Stratum, Strings, draw_split
 from siitjax.loss import CrossEntropy, Loss
 from siitjax.transformer import TransformerConfig
 
@@ -33,6 +33,9 @@ class Case:
         n_ctx: tokens a sample, BOS included.
         loss: cross-entropy for classes, squared error for numbers.
         init_gain: gain of the Xavier normal initialisation.
+        counterfactual: what a swap changes, "causal" or "frozen"; see `siitjax.circuit`.
+        tasks: of a combined case, the tokens that name a task; a sample begins with one, which carries no loss.
+        drawn: draws whole samples, given how many to train and to validate on, in the place of the strata.
 
     Raises:
         ValueError: the vocabulary, the sizes or the circuit are not consistent.
@@ -49,13 +52,16 @@ class Case:
     n_ctx: int = 15
     loss: Loss = field(default_factory=CrossEntropy)
     init_gain: float = 1.0
+    counterfactual: Counterfactual = "causal"
+    tasks: tuple[str, ...] = ()
+    drawn: Callable[[int, int, np.random.Generator], tuple[Strings, Strings]] | None = None
 
     def __post_init__(self):
         if self.vocabulary[:2] != ("BOS", "PAD") or len(set(self.vocabulary)) != len(self.vocabulary):
             raise ValueError(f'the vocabulary is {self.vocabulary}; it must begin "BOS", "PAD" and repeat nothing')
         if self.n_ctx < 2:
             raise ValueError(f"n_ctx is {self.n_ctx}; it must be at least 2, BOS and one token")
-        if not self.strata:
+        if not self.strata and self.drawn is None:
             raise ValueError("the case lists no strata; it needs at least one sampler of strings")
         tokens = jax.ShapeDtypeStruct((self.n_ctx,), jnp.int32)
         label = jax.eval_shape(lambda tokens: self.circuit(tokens)[0], tokens).shape
@@ -79,30 +85,41 @@ class Case:
     @cached_property
     def circuit(self) -> Circuit:
         """The causal model on this transformer's nodes."""
-        return Circuit(self.variables, self.config.nodes)
+        return Circuit(self.variables, self.config.nodes, self.counterfactual)
 
     def with_context(self, n_ctx: int) -> "Case":
         """The same case on samples of `n_ctx` tokens."""
         return replace(self, n_ctx=n_ctx)
 
     def token_mask(self, tokens: Int[Array, "*batch seq"]) -> Bool[Array, "*batch seq"]:
-        """A sample's own tokens: those that are counted in losses and metrics. Pads are free."""
-        return tokens != PAD
+        """A sample's own tokens: those that are counted in losses and metrics. Pads and task tokens are free."""
+        first_task = len(self.vocabulary) - len(self.tasks)
+        return (tokens != PAD) & (tokens < first_task)
 
     def draw(
         self, n_train: int, n_validation: int, rng: np.random.Generator
     ) -> tuple[Int[np.ndarray, "train seq"], Int[np.ndarray, "validation seq"]]:
         """Samples, BOS first, to train and to validate on; no string is in both."""
+        if self.drawn is not None:
+            return self.drawn(n_train, n_validation, rng)
         length = self.n_ctx - 1
         strata = self.strata(length) if callable(self.strata) else self.strata
         train, validation = draw_split(strata, length, n_train, n_validation, rng)
         return _with_bos(train), _with_bos(validation)
 
     def tokens(self, string: Sequence[str]) -> Int[Array, " seq"]:
-        """The sample that `string` spells, BOS put before it. Raises ValueError for what is not in the vocabulary."""
+        """The sample that `string` spells, BOS put before it, or after its first token where that names the task.
+
+        Raises:
+            ValueError: something is not in the vocabulary, or the task is not named.
+        """
         if unknown := [s for s in string if s not in self.vocabulary]:
             raise ValueError(f'"{unknown[0]}" is not a token of {self.name}; those are {" ".join(self.vocabulary)}')
-        return jnp.array([BOS, *(self.vocabulary.index(s) for s in string)], jnp.int32)
+        if self.tasks and (not string or string[0] not in self.tasks):
+            raise ValueError(f"the first token must name the task; one of {' '.join(self.tasks)}")
+        n = min(len(self.tasks), 1)
+        named = [self.vocabulary.index(s) for s in string]
+        return jnp.array([*named[:n], BOS, *named[n:]], jnp.int32)
 
 
 def _with_bos(strings: Int[np.ndarray, "n length"]) -> Int[np.ndarray, "n seq"]:

@@ -8,14 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped
 
+from siitjax.choice import check_choice
 from siitjax.nodes import EMBED, Node, NodeList
 
 TOKENS = "tokens"
+
+Counterfactual = Literal["causal", "frozen"]
 
 Values = tuple[Shaped[Array, "seq ..."] | None, ...]
 """The value of the tokens and of every variable, in the circuit's order; None in a swap's source: not swapped."""
@@ -42,6 +46,11 @@ class Variable:
 class Circuit:
     """Variables on the nodes of a transformer. The last variable declared is the label of each token.
 
+    Attributes:
+        counterfactual: "causal", or "frozen": every placed variable that is not swapped keeps the base run's value,
+            so that a swap changes only what no node holds. That is the rule of the original's combined models (Anders
+            & Garriga-Alonso 2024, in their code); it is here to measure what it does.
+
     `circuit(tokens, swap)` visits the variables in topological order. A swap is a mask over nodes and the
     values of the source run: the variables on a masked node take the source's values, and everything
     downstream is computed again from them (an interchange intervention: Geiger et al. 2022, section 3).
@@ -53,8 +62,10 @@ class Circuit:
 
     variables: tuple[Variable, ...]
     nodes: NodeList
+    counterfactual: Counterfactual = "causal"
 
     def __post_init__(self):
+        check_choice("counterfactual", self.counterfactual, get_args(Counterfactual))
         names = [v.name for v in self.variables]
         if not names:
             raise ValueError("the circuit has no variables; it needs at least one, the label of each token")
@@ -117,9 +128,13 @@ class Circuit:
     ) -> tuple[Shaped[Array, "seq *out"], Values]:
         """The labels, and the value of every variable, of one input, perhaps under a swap."""
 
+        clean = self(tokens)[1] if swap is not None and self.counterfactual == "frozen" else None
+
         def swapped(node: Node | None, i: int, own: Array) -> Array:
             if swap is None or node is None or (source := swap[1][i]) is None:
                 return own
+            if clean is not None and node != EMBED:
+                own = clean[i]
             return jnp.where(swap[0][self.nodes.index(node)], source, own)
 
         values = {TOKENS: swapped(EMBED, 0, tokens)}

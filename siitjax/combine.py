@@ -1,0 +1,206 @@
+"""Several cases in one transformer, sharing its MLPs: `combine(cases)` is a case like any other.
+
+A sample is a task token, then a sample of that task, then pads. Every task runs on the same tokens, each through its
+own vocabulary, and its variables live on its own nodes. The task is a variable on a head of layer 0; which task's
+answer counts is another, on an MLP after every task's own: no linear read-out can choose between two answers.
+
+Source: Anders & Garriga-Alonso 2024, the polysemantic benchmarks. There the answer is chosen by no node
+(`selection=False`), and a swap changes nothing downstream of it (`counterfactual="frozen"`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Shaped
+
+from siitjax.case import PAD, Case
+from siitjax.circuit import Counterfactual, Variable
+from siitjax.data import Strings, shares
+from siitjax.nodes import Node, head, mlp
+
+
+@dataclass(frozen=True)
+class Part:
+    """A case that is combined with others.
+
+    Attributes:
+        name: unique among the parts; a second copy of a case has a number.
+        tokens: what its vocabulary is called in the combined one.
+    """
+
+    name: str
+    case: Case
+    tokens: tuple[str, ...]
+
+
+def combine(
+    cases: Sequence[Case],
+    *,
+    width_factor: float = 1.0,
+    share_heads: bool = False,
+    selection: bool = True,
+    counterfactual: Counterfactual = "causal",
+) -> Case:
+    """One case of several; the same case twice stands for two copies of it, on tokens of their own.
+
+    Args:
+        width_factor: d_model in the largest of the parts', rounded up to whole heads.
+        share_heads: put variables that want the same head into it; otherwise each gets a head of its own.
+        selection: give the choice of the answer an MLP of its own, one layer after every part.
+        counterfactual: what a swap changes, see `siitjax.circuit`.
+
+    Raises:
+        ValueError: there are no cases, their losses differ, a token of one names a task, or a layer has too few heads.
+    """
+    if not cases:
+        raise ValueError("no cases were given to combine; name one or more")
+    if len({(case.loss, case.init_gain) for case in cases}) > 1:
+        raise ValueError(
+            f"the losses or initial gains of {', '.join(c.name for c in cases)} differ; give them the same"
+        )
+    parts = _parts(cases)
+    tasks = tuple(f"{part.name}:" for part in parts)
+    own = tuple(dict.fromkeys(token for part in parts for token in part.tokens))
+    if clash := set(own) & set(tasks):
+        raise ValueError(f'the token "{min(clash)}" is also the name of a task\'s first token; rename one of them')
+    vocabulary = (*own, *tasks)
+    layers = max(case.n_layers for case in cases) + selection
+    d_head = max(case.d_head for case in cases)
+    n_heads = ceil(max(case.d_model for case in cases) * width_factor / d_head)
+    places, task_node = _placed(parts, share_heads)
+    _check_heads([*places.values(), task_node], n_heads, max(case.d_model for case in cases), d_head)
+    return Case(
+        name="+".join(part.name for part in parts),
+        vocabulary=vocabulary,
+        variables=_variables(parts, vocabulary, places, task_node, mlp(layers - 1) if selection else None),
+        strata=(),
+        drawn=partial(_drawn, parts, vocabulary),
+        tasks=tasks,
+        n_layers=layers,
+        d_model=n_heads * d_head,
+        d_head=d_head,
+        n_outputs=max(case.n_outputs for case in cases),
+        n_ctx=1 + max(case.n_ctx for case in cases),
+        loss=cases[0].loss,
+        init_gain=cases[0].init_gain,
+        counterfactual=counterfactual,
+    )
+
+
+def _parts(cases: Sequence[Case]) -> tuple[Part, ...]:
+    parts = []
+    for i, case in enumerate(cases):
+        copy = 1 + sum(other.name == case.name for other in cases[:i])
+        mark = "" if copy == 1 else f"#{copy}"
+        tokens = (*case.vocabulary[:2], *(token + mark for token in case.vocabulary[2:]))
+        parts.append(Part(case.name + mark, case, tokens))
+    return tuple(parts)
+
+
+def _placed(parts: Sequence[Part], share_heads: bool) -> tuple[dict[tuple[str, str], Node], Node]:
+    """The node of every placed variable, by part and name, and that of the task."""
+    places: dict[tuple[str, str], Node] = {}
+    taken: set[Node] = set()
+    wanted = {v.node for part in parts for v in part.case.variables if v.node is not None}
+    for part in parts:
+        ours: dict[Node, Node] = {}  # variables of one task that share a head go on sharing it
+        for variable in part.case.variables:
+            if variable.node is None:
+                continue
+            if variable.node not in ours:
+                ours[variable.node] = variable.node
+                if variable.node.head is not None and not share_heads and variable.node in taken:
+                    ours[variable.node] = _free(variable.node.layer or 0, taken | wanted)
+            places[part.name, variable.name] = ours[variable.node]
+        taken |= set(ours.values())
+    return places, _free(0, taken)
+
+
+def _free(layer: int, taken: set[Node]) -> Node:
+    """The first head of a layer that nothing has taken."""
+    index = 0
+    while head(layer, index) in taken:
+        index += 1
+    return head(layer, index)
+
+
+def _check_heads(nodes: Sequence[Node], n_heads: int, d_model: int, d_head: int) -> None:
+    needed = 1 + max(node.head for node in nodes if node.head is not None)
+    if needed > n_heads:
+        raise ValueError(
+            f"{n_heads} heads of {d_head} are too few, {needed - n_heads} missing; "
+            f"a width_factor of {needed * d_head / d_model:.3g} (d_model {needed * d_head}) has them"
+        )
+
+
+def _variables(
+    parts: Sequence[Part],
+    vocabulary: tuple[str, ...],
+    places: dict[tuple[str, str], Node],
+    task_node: Node,
+    answer_node: Node | None,
+) -> tuple[Variable, ...]:
+    first_task = len(vocabulary) - len(parts)
+
+    def task(tokens):
+        """Which task the first token names, at every position."""
+        return jnp.broadcast_to(tokens[:1] - first_task, tokens.shape)
+
+    def answer(task, *labels):
+        """The label of the task that is named; nothing is asked at the task token."""
+        moved = jnp.stack([jnp.concatenate([jnp.zeros_like(label[:1]), label[:-1]]) for label in labels])
+        return jnp.take_along_axis(moved, task[None], axis=0)[0]
+
+    variables = [Variable("task", ("tokens",), task, task_node)]
+    labels = []
+    for part in parts:
+        own = lambda name, part=part: f"{part.name}.{name}"
+        variables.append(Variable(own("tokens"), ("tokens",), partial(_seen, _folding(part, vocabulary))))
+        for variable in part.case.variables:
+            reads = tuple(map(own, variable.reads))
+            node = places.get((part.name, variable.name))
+            variables.append(Variable(own(variable.name), reads, variable.compute, node))
+        labels.append(own(part.case.variables[-1].name))
+    return (*variables, Variable("answer", ("task", *labels), answer, answer_node))
+
+
+def _folding(part: Part, vocabulary: tuple[str, ...]) -> Int[np.ndarray, " vocab"]:
+    """A task's own token for every combined one; those that it has not are folded into it, in turn.
+
+    Only a swap of the task brings such tokens. None becomes BOS or PAD, which mean the same to every task.
+    """
+    letters = len(part.tokens) - 2
+    return np.array(
+        [part.tokens.index(t) if t in part.tokens else 2 + i % letters for i, t in enumerate(vocabulary)], np.int32
+    )
+
+
+def _seen(folding: Int[np.ndarray, " vocab"], tokens: Int[Array, " seq"]) -> Shaped[Array, " seq"]:
+    """The sample as one task sees it: without the task token, so that what it computes lies one position earlier."""
+    own = jnp.asarray(folding)[tokens]
+    return jnp.concatenate([own[1:], jnp.full(1, PAD, own.dtype)])
+
+
+def _drawn(
+    parts: Sequence[Part], vocabulary: tuple[str, ...], n_train: int, n_validation: int, rng: np.random.Generator
+) -> tuple[Strings, Strings]:
+    """Samples to train and to validate on, an equal share of each task."""
+    n_ctx = 1 + max(part.case.n_ctx for part in parts)
+    first_task = len(vocabulary) - len(parts)
+
+    def samples(i: int, part: Part, strings: Strings) -> Strings:
+        whole = np.full((len(strings), n_ctx), PAD, np.int32)
+        whole[:, 0] = first_task + i
+        whole[:, 1 : 1 + strings.shape[1]] = np.array([vocabulary.index(t) for t in part.tokens], np.int32)[strings]
+        return whole
+
+    counts = zip(shares(n_train, len(parts)), shares(n_validation, len(parts)), strict=True)
+    drawn = [part.case.draw(a, b, rng) for part, (a, b) in zip(parts, counts, strict=True)]
+    both = [
+        [samples(i, part, pair[k]) for i, (part, pair) in enumerate(zip(parts, drawn, strict=True))] for k in (0, 1)
+    ]
+    return rng.permutation(np.concatenate(both[0])), rng.permutation(np.concatenate(both[1]))

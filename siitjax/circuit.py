@@ -133,9 +133,8 @@ class Circuit:
         def swapped(node: Node | None, i: int, own: Array) -> Array:
             if swap is None or node is None or (source := swap[1][i]) is None:
                 return own
-            if clean is not None and node != EMBED:
-                own = clean[i]
-            return jnp.where(swap[0][self.nodes.index(node)], source, own)
+            kept = None if clean is None or node == EMBED else clean[i]
+            return jnp.where(swap[0][self.nodes.index(node)], source, own if kept is None else kept)
 
         values = {TOKENS: swapped(EMBED, 0, tokens)}
         for i, v in enumerate(self.ordered, start=1):

@@ -200,7 +200,8 @@ def _drawn(
 
     counts = zip(shares(n_train, len(parts)), shares(n_validation, len(parts)), strict=True)
     drawn = [part.case.draw(a, b, rng) for part, (a, b) in zip(parts, counts, strict=True)]
-    both = [
-        [samples(i, part, pair[k]) for i, (part, pair) in enumerate(zip(parts, drawn, strict=True))] for k in (0, 1)
-    ]
-    return rng.permutation(np.concatenate(both[0])), rng.permutation(np.concatenate(both[1]))
+    train, validation = (
+        np.concatenate([samples(i, part, pair[side]) for i, (part, pair) in enumerate(zip(parts, drawn, strict=True))])
+        for side in (0, 1)
+    )
+    return rng.permutation(train), rng.permutation(validation)

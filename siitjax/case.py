@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from siitjax.circuit import Circuit, Counterfactual, Variable
-from siitjax.data import Stratum, Strings, draw_split
+from siitjax.data import Stratum, draw_split
 from siitjax.loss import CrossEntropy, Loss
 from siitjax.transformer import TransformerConfig
 
@@ -54,7 +54,7 @@ class Case:
     init_gain: float = 1.0
     counterfactual: Counterfactual = "causal"
     tasks: tuple[str, ...] = ()
-    drawn: Callable[[int, int, np.random.Generator], tuple[Strings, Strings]] | None = None
+    drawn: Callable[[int, int, np.random.Generator], tuple[np.ndarray, np.ndarray]] | None = None
 
     def __post_init__(self):
         if self.vocabulary[:2] != ("BOS", "PAD") or len(set(self.vocabulary)) != len(self.vocabulary):

@@ -19,7 +19,7 @@ from jaxtyping import Array, Int, Shaped
 
 from siitjax.case import PAD, Case
 from siitjax.circuit import Counterfactual, Variable
-from siitjax.data import Strings, shares
+from siitjax.data import shares
 from siitjax.nodes import Node, head, mlp
 
 
@@ -169,13 +169,15 @@ def _variables(
 
 
 def _folding(part: Part, vocabulary: tuple[str, ...]) -> Int[np.ndarray, " vocab"]:
-    """A task's own token for every combined one; those that it has not are folded into it, in turn.
+    """A task's own token for every combined one; those that it has not are folded into it, in turn, from the last.
 
-    Only a swap of the task brings such tokens. None becomes BOS or PAD, which mean the same to every task.
+    Only a swap of the task brings such tokens. None becomes BOS or PAD, which mean the same to every task. (From the
+    first, two copies of a case would see one string, answer alike, and the task would change no label.)
     """
     letters = len(part.tokens) - 2
     return np.array(
-        [part.tokens.index(t) if t in part.tokens else 2 + i % letters for i, t in enumerate(vocabulary)], np.int32
+        [part.tokens.index(t) if t in part.tokens else 1 + letters - i % letters for i, t in enumerate(vocabulary)],
+        np.int32,
     )
 
 
@@ -187,15 +189,15 @@ def _seen(folding: Int[np.ndarray, " vocab"], tokens: Int[Array, " seq"]) -> Sha
 
 def _drawn(
     parts: Sequence[Part], vocabulary: tuple[str, ...], n_train: int, n_validation: int, rng: np.random.Generator
-) -> tuple[Strings, Strings]:
+) -> tuple[Int[np.ndarray, "train seq"], Int[np.ndarray, "validation seq"]]:
     """Samples to train and to validate on, an equal share of each task."""
     n_ctx = 1 + max(part.case.n_ctx for part in parts)
     first_task = len(vocabulary) - len(parts)
 
-    def samples(i: int, part: Part, strings: Strings) -> Strings:
-        whole = np.full((len(strings), n_ctx), PAD, np.int32)
+    def samples(i: int, part: Part, own: Int[np.ndarray, "n own"]) -> Int[np.ndarray, "n seq"]:
+        whole = np.full((len(own), n_ctx), PAD, np.int32)
         whole[:, 0] = first_task + i
-        whole[:, 1 : 1 + strings.shape[1]] = np.array([vocabulary.index(t) for t in part.tokens], np.int32)[strings]
+        whole[:, 1 : 1 + own.shape[1]] = np.array([vocabulary.index(t) for t in part.tokens], np.int32)[own]
         return whole
 
     counts = zip(shares(n_train, len(parts)), shares(n_validation, len(parts)), strict=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cases import CASES, paren_checker
+from cases import CASES, find, paren_checker
 from siitjax.case import Case
 from siitjax.interchange import interchange, interchange_by_layer
 from siitjax.nodes import EMBED, Node, head, mlp
@@ -124,7 +124,7 @@ def first_layer(swapped: Collection[Node]) -> int:
 
 
 def test_the_embedding_swaps_only_with_the_option_and_alone_makes_the_base_run_the_source_run():
-    case = CASES[0].with_context(6)
+    case = find("left_greater").with_context(6)
     model, (base, source), swaps = model_of(case), pair_of(case), swaps_of(case)
     masks = masks_of(case, swaps)
     chex.assert_trees_all_equal(
@@ -139,7 +139,7 @@ def test_the_embedding_swaps_only_with_the_option_and_alone_makes_the_base_run_t
 
 
 def test_no_gradient_flows_through_the_source_run():
-    case = CASES[0].with_context(6)
+    case = find("left_greater").with_context(6)
     model, (base, source), swaps = model_of(case), pair_of(case), swaps_of(case)
     masks = masks_of(case, swaps)
     direction = jnp.asarray(np.random.default_rng(3).standard_normal((len(swaps), case.n_ctx, 3), np.float32))

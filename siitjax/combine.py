@@ -175,10 +175,8 @@ def _folding(part: Part, vocabulary: tuple[str, ...]) -> Int[np.ndarray, " vocab
     first, two copies of a case would see one string, answer alike, and the task would change no label.)
     """
     letters = len(part.tokens) - 2
-    return np.array(
-        [part.tokens.index(t) if t in part.tokens else 1 + letters - i % letters for i, t in enumerate(vocabulary)],
-        np.int32,
-    )
+    own = {token: i for i, token in enumerate(part.tokens)}
+    return np.array([own.get(token, 1 + letters - i % letters) for i, token in enumerate(vocabulary)], np.int32)
 
 
 def _seen(folding: Int[np.ndarray, " vocab"], tokens: Int[Array, " seq"]) -> Shaped[Array, " seq"]:

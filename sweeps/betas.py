@@ -1,7 +1,7 @@
 """Does Adam's beta2 decide whether one SIIT update a batch matches three?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 import cases
@@ -33,7 +33,7 @@ class Betas(Question):
     updates: tuple[Updates, ...] = flag(("single", "three"), "updates a batch: single, three")
 
     def members(self) -> Sequence[Member]:
-        case = replace(cases.find(self.case), init_gain=self.init_gain)
+        case = cases.build(self.case, width_factor=self.width_factor, init_gain=self.init_gain)
         sampling = Sampling(drawn_per=self.drawn_per, embedding=self.embedding)
         settings = product(self.beta1, self.beta2, self.updates)
         return [

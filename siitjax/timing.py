@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siitjax.attention import CausalAttention
+import siitjax.forms
 from siitjax.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key, make_train
 
 ROWS = 1536
@@ -22,8 +22,8 @@ PARTS = ("step", "evaluation")
 class Form:
     """One form of the training step and of the evaluation, compiled for a number of lanes."""
 
-    def __init__(self, config: TrainConfig, attention: CausalAttention, lanes: int):
-        train = make_train(config, attention)
+    def __init__(self, config: TrainConfig, form: siitjax.forms.Form | None, lanes: int):
+        train = make_train(config, form)
         hyper, data = Hyperparams().traced(), draw_data(config, 0)
         roots = jax.random.split(jax.random.key(0), lanes)
         states = jax.jit(jax.vmap(partial(train.init, hyper)))(roots)

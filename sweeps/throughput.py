@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 import cases
-from siitjax.attention import causal_attention, plain_attention
 from siitjax.choice import check_choice
 from siitjax.command import Command, flag, main
 from siitjax.files import write_atomically
 from siitjax.flops import step_flops
+from siitjax.forms import PLAIN
 from siitjax.timing import LARGE_GFLOP, PARTS, Form, large_product, medians
 from siitjax.train import TrainConfig, Updates
 
@@ -78,8 +78,8 @@ class Throughput(Command):
         timings, counted = [], 0.0
         for lanes in self.lanes:
             forms: dict[str, Any] = {
-                "plain": Form(config, plain_attention, lanes),
-                "fast": Form(config, causal_attention, lanes),
+                "plain": Form(config, PLAIN, lanes),
+                "fast": Form(config, None, lanes),
             }
             if self.peer:
                 forms["torch"] = _torch(config)

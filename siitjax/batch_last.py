@@ -16,15 +16,13 @@ from siitjax.nodes import Sites
 from siitjax.transformer import ACTIVATION_FUNCTIONS, LN_EPS, Attention, LayerNorm, Transformer
 from siitjax.unrolled import unrolled_attention
 
-Columns = Float[Array, "feature seq mask batch"]
-Heads = Float[Array, "head d_head seq mask batch"]
+Columns = Float[Array, "_ seq _ batch"]
+Heads = Float[Array, "head d_head seq _ batch"]
+"""(feature, seq, mask, batch), and with the features by head; the mask axis is 1 long before any mask."""
 
 
 class Columnar(eqx.Module):
-    """What the sites hold in one run, and the residual stream before each block, by layer; see `Activations`.
-
-    The mask axis is 1 long where no mask has changed anything yet.
-    """
+    """What the sites hold in one run, and the residual stream before each block, by layer; see `Activations`."""
 
     embed: Columns | None
     z: tuple[Heads, ...]
@@ -96,7 +94,9 @@ def _affine(w: Float[Array, "read feature"], b: Float[Array, " feature"], x: Col
 
 
 @jax.custom_vjp
-def _product(w: Float[Array, "read feature"], x: Columns) -> Columns:
+def _product(
+    w: Float[Array, "read feature"], x: Float[Array, "read seq mask batch"]
+) -> Float[Array, "feature seq mask batch"]:
     """w^T x. The gradient that jax derives has the features last, and is turned over."""
     return jnp.tensordot(w, x, ((0,), (0,)))
 

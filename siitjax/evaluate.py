@@ -20,6 +20,7 @@ from siitjax.forms import Form, fastest
 from siitjax.interchange import interchange_by_layer
 from siitjax.objective import swappable
 from siitjax.transformer import Transformer
+
 CHUNK = 250
 """Samples evaluated together at most, under every mask: bounds the memory, not the result."""
 

@@ -1,11 +1,10 @@
-"""The forms in which a transformer runs over a batch: all give the same, and which is fastest depends on the backend."""
+"""The forms in which a transformer runs over a batch: all give the same, and the backend decides the fastest."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from siitjax.batch_last import batch_last

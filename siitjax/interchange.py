@@ -1,9 +1,9 @@
 """Interchange interventions: patched logits and counterfactual labels, both from one mask."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
@@ -76,7 +76,7 @@ def interchange_by_layer(
 def _source(run: Run, model: Transformer, source: Int[Array, "batch seq"], embedding: bool) -> Any:
     """What a swap takes from the source run; None at the embedding where that is not swapped."""
     _, activations = run(model, source)
-    return jax.lax.stop_gradient(activations if embedding else replace(activations, embed=None))
+    return jax.lax.stop_gradient(activations if embedding else eqx.tree_at(lambda a: a.embed, activations, None))
 
 
 def _labels(

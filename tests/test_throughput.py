@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import cases
-from siitjax.attention import plain_attention
 from siitjax.flops import forward_flops, step_flops
 from siitjax.interchange import interchange
 from siitjax.train import Purpose, TrainConfig, draw_data, draw_key
@@ -43,7 +42,7 @@ def test_a_step_of_paren_checker_is_a_gflop_and_a_quarter():
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
 def test_a_forward_pass_is_counted_as_xla_counts_it(case):
     model = init_transformer(case.config, key=jax.random.key(0))
-    run = jax.jit(lambda tokens: partial(model, attention=plain_attention)(tokens)[0])
+    run = jax.jit(lambda tokens: model(tokens)[0])
     counted = run.lower(jnp.zeros(case.n_ctx, jnp.int32)).compile().cost_analysis()
     assert counted is not None
     assert forward_flops(case.config) == pytest.approx(counted["flops"], rel=COUNT)

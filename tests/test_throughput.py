@@ -56,11 +56,11 @@ def test_the_peer_patches_as_our_interchange_does():
     model = init_transformer(case.config, key=draw_key(jax.random.key(0), Purpose.INIT))
     base, source, labels = peer.batch
     masks = [case.circuit.circuit_mask, case.circuit.unused_mask, *np.eye(len(case.circuit.nodes), dtype=bool)[1:]]
-    ours, _ = jax.jit(jax.vmap(partial(interchange, model, case.circuit), (0, 0, None), 1))(
+    ours, _ = jax.jit(partial(interchange, model, case.circuit))(
         data.train[:4], data.train[-4:], jnp.asarray(np.stack(masks))
     )
     _, cache = peer.model.run_with_cache(source)
-    for mask, expected in zip(masks, ours, strict=True):
+    for mask, expected in zip(masks, ours.swapaxes(0, 1), strict=True):
         with torch.no_grad():
             logits = peer.model.run_with_hooks(base, fwd_hooks=patch(case.circuit.nodes.named(mask), cache))
         np.testing.assert_allclose(logits.numpy(), expected, rtol=0, atol=TOLERANCE)

@@ -60,7 +60,7 @@ def interchange_by_layer(
     The first answer returned is the base run's, with nothing swapped; those of the groups' masks follow, in order.
 
     Args:
-        groups: `masks` of any number, each group with the first layer that any of them swaps, or None for the embedding.
+        groups: masks, each group with the first layer that any of them swaps, or None for the embedding.
     """
     run = (form or fastest()).run
     activations = _source(run, model, source, embedding)

@@ -1,15 +1,8 @@
-"""Causal attention behind one function: `causal_attention`, in the form that is fastest on the backend."""
-
-from collections.abc import Callable
+"""Causal attention as it is written down; `siitjax.unrolled` computes the same for a batch, faster on a CPU."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-
-from siitjax.unrolled import unrolled_attention
-
-CausalAttention = Callable[..., Array]
-"""A form of attention: q, k and v, each (seq, head, d_head), to z of the same shape."""
 
 
 def plain_attention(
@@ -24,11 +17,3 @@ def plain_attention(
     past = jnp.tril(jnp.ones((seq, seq), bool))
     pattern = jax.nn.softmax(jnp.where(past[None], scores, -jnp.inf), axis=-1)
     return jnp.einsum("hqk,khd->qhd", pattern, v)
-
-
-def causal_attention(
-    q: Float[Array, "seq head d_head"], k: Float[Array, "seq head d_head"], v: Float[Array, "seq head d_head"]
-) -> Float[Array, "seq head d_head"]:
-    """What `plain_attention` gives, computed as suits the backend that this process runs on."""
-    form = unrolled_attention if jax.default_backend() == "cpu" else plain_attention
-    return form(q, k, v)

@@ -5,7 +5,9 @@ IIA on the labels that the swap changed, and over whole sequences. SIIA swaps on
 stand SIIA with all unused nodes, and with a random subset for each example, swapped together.
 """
 
+from collections.abc import Callable
 from itertools import groupby
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,11 +16,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from siitjax.case import Case
-from siitjax.interchange import LowLevel, interchange_by_layer
+from siitjax.forms import Form, fastest
+from siitjax.interchange import interchange_by_layer
 from siitjax.objective import swappable
+from siitjax.transformer import Transformer
 
 CHUNK = 250
-"""Samples evaluated together, under every mask: bounds the memory, not the result."""
+"""Samples evaluated together at most, under every mask: bounds the memory, not the result."""
 
 
 class Metrics(eqx.Module):
@@ -57,12 +61,13 @@ class Metrics(eqx.Module):
 
 
 def evaluate(
-    model: LowLevel,
+    model: Transformer,
     case: Case,
     samples: Int[Array, "sample seq"],
     *,
     key: PRNGKeyArray,
     embedding: bool = False,
+    form: Form | None = None,
 ) -> Metrics:
     """Every metric, each sample paired with another as its source: with all of them in a new random order.
 
@@ -79,17 +84,18 @@ def evaluate(
     one_at_a_time = [(layer, jnp.asarray(one[[*nodes]])) for layer, nodes in groupby(measured, key=begins)]
     subsets = jax.random.bernoulli(subset_key, 0.5, (len(samples), len(circuit.nodes))) & circuit.unused_mask[None]
 
-    def count(pair):
-        base, source, subset = pair
-        groups = [*one_at_a_time, (0, jnp.stack([jnp.asarray(circuit.unused_mask), subset]))]
-        outputs, labels = interchange_by_layer(model, circuit, base, source, groups, embedding=embedding)
-        own = case.token_mask(base)[None]
+    def count(base, source, subset):
+        joint = jnp.broadcast_to(circuit.unused_mask, subset.shape)
+        groups = [*one_at_a_time, (0, jnp.stack([joint, subset], 1))]
+        outputs, labels = interchange_by_layer(model, circuit, base, source, groups, embedding=embedding, form=form)
+        own = case.token_mask(base)[:, None]
         wrong = ~case.loss.correct(outputs, labels) & own
-        changed = ~case.loss.same(labels, jnp.broadcast_to(labels[:1], labels.shape)) & own
-        return wrong.sum(-1), wrong.any(-1), (wrong & changed).sum(-1), changed.sum(-1), own.sum()
+        changed = ~case.loss.same(labels, jnp.broadcast_to(labels[:, :1], labels.shape)) & own
+        return wrong.sum((0, 2)), wrong.any(2).sum(0), (wrong & changed).sum((0, 2)), changed.sum((0, 2)), own.sum()
 
-    counts = jax.lax.map(count, (samples, sources, subsets), batch_size=CHUNK)
-    wrong, wrong_samples, wrong_changed, changed, tokens = (c.sum(0) for c in counts)
+    wrong, wrong_samples, wrong_changed, changed, tokens = _summed_over_chunks(
+        count, (form or fastest()).at_once or CHUNK, samples, sources, subsets
+    )
 
     def right(wrong, total):
         # Compiled, the quotient of equals may lie a rounding above 1.
@@ -117,3 +123,12 @@ def evaluate(
         node_siia=node_siia,
         perfect=(wrong[:-2] == 0).all(),
     )
+
+
+def _summed_over_chunks(count: Callable[..., Any], size: int, *arrays: Array) -> Any:
+    """The sum of what `count` gives of all chunks of the samples, `size` long but for the last."""
+    n = len(arrays[0])
+    whole, rest = divmod(n, min(size, n))
+    chunks = [x[: n - rest].reshape(whole, -1, *x.shape[1:]) for x in arrays]
+    total = jax.tree.map(lambda x: x.sum(0), jax.lax.map(lambda chunk: count(*chunk), chunks))
+    return jax.tree.map(jnp.add, total, count(*(x[n - rest :] for x in arrays))) if rest else total

@@ -1,30 +1,35 @@
 """Interchange interventions: patched logits and counterfactual labels, both from one mask."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from siitjax.circuit import Circuit
-from siitjax.transformer import Activations
+from siitjax.forms import Form, Run, fastest
+from siitjax.transformer import Transformer
 
-LowLevel = Callable[..., tuple[Array, Activations]]
-"""The low-level model: a `Transformer`, perhaps with arguments of its call fixed."""
+Masks = Bool[Array, "batch mask node"] | Bool[Array, "mask node"]
+"""The nodes that are swapped in each sample, or in all samples alike."""
+
+Answers = tuple[Float[Array, "batch mask seq out"], Shaped[Array, "batch mask seq *label"]]
+"""What the transformer answers, and what the circuit says it should."""
 
 
 def interchange(
-    model: LowLevel,
+    model: Transformer,
     circuit: Circuit,
-    base: Int[Array, " seq"],
-    source: Int[Array, " seq"],
-    masks: Bool[Array, "mask node"],
+    base: Int[Array, "batch seq"],
+    source: Int[Array, "batch seq"],
+    masks: Masks,
     *,
     embedding: bool = False,
-) -> tuple[Float[Array, "mask seq out"], Shaped[Array, "mask seq *label"]]:
-    """What the transformer answers, and what the circuit says it should, when the masked nodes take the
-    source run's values.
+    form: Form | None = None,
+) -> Answers:
+    """What both answer when the masked nodes take the source run's values.
 
     The source runs once, and no gradient flows through it: its values are data, as in the papers' own code
     (Geiger et al. 2022, section 3; Gupta et al. 2024, Algorithm 1). Only what a mask can change is computed
@@ -32,24 +37,24 @@ def interchange(
 
     Args:
         embedding: let masks swap the embedding too. Otherwise their first entry, the embedding's, has no effect.
+        form: how the transformer is computed; None for the fastest.
     """
-    activations, values = _source(model, circuit, source, embedding)
-
-    def patched(mask: Bool[Array, " node"]):
-        return model(base, (mask, activations))[0], circuit(base, (mask, values))[0]
-
-    return jax.vmap(patched)(masks)
+    run = (form or fastest()).run
+    activations = _source(run, model, source, embedding)
+    logits, _ = run(model, base, (masks, activations))
+    return logits, _labels(circuit, base, source, masks, embedding)
 
 
 def interchange_by_layer(
-    model: LowLevel,
+    model: Transformer,
     circuit: Circuit,
-    base: Int[Array, " seq"],
-    source: Int[Array, " seq"],
-    groups: Sequence[tuple[int | None, Bool[Array, "_ node"]]],
+    base: Int[Array, "batch seq"],
+    source: Int[Array, "batch seq"],
+    groups: Sequence[tuple[int | None, Bool[Array, "..."]]],
     *,
     embedding: bool = False,
-) -> tuple[Float[Array, "mask seq out"], Shaped[Array, "mask seq *label"]]:
+    form: Form | None = None,
+) -> Answers:
     """`interchange` under masks of which is known where they begin: nothing is computed again before that.
 
     The first answer returned is the base run's, with nothing swapped; those of the groups' masks follow, in order.
@@ -57,25 +62,29 @@ def interchange_by_layer(
     Args:
         groups: masks, each group with the first layer that any of them swaps, or None for the embedding.
     """
-    activations, values = _source(model, circuit, source, embedding)
-    logits, own = model(base)
-    labels, _ = circuit(base)
-    assert own.stream is not None
-    answers = [(logits[None], labels[None])]
+    run = (form or fastest()).run
+    activations = _source(run, model, source, embedding)
+    logits, own = run(model, base)
+    answers = [(logits, jax.vmap(lambda tokens: circuit(tokens)[0])(base)[:, None])]
     for first, masks in groups:
-        resume = None if first is None else (first, own.stream[first])
-
-        def patched(mask: Bool[Array, " node"], resume=resume):
-            return model(base, (mask, activations), resume=resume)[0], circuit(base, (mask, values))[0]
-
-        answers.append(jax.vmap(patched)(masks))
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *answers)
+        resume = None if first is None else (first, own)
+        logits, _ = run(model, base, (masks, activations), resume=resume)
+        answers.append((logits, _labels(circuit, base, source, masks, embedding)))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *answers)
 
 
-def _source(model: LowLevel, circuit: Circuit, source: Int[Array, " seq"], embedding: bool):
-    """What a swap takes from the source run, on both levels; None at the embedding where that is not swapped."""
-    _, activations = model(source)
-    _, values = circuit(source)
-    if not embedding:
-        activations, values = replace(activations, embed=None), (None, *values[1:])
-    return jax.lax.stop_gradient(activations), values
+def _source(run: Run, model: Transformer, source: Int[Array, "batch seq"], embedding: bool) -> Any:
+    """What a swap takes from the source run; None at the embedding where that is not swapped."""
+    _, activations = run(model, source)
+    return jax.lax.stop_gradient(activations if embedding else eqx.tree_at(lambda a: a.embed, activations, None))
+
+
+def _labels(
+    circuit: Circuit, base: Int[Array, "batch seq"], source: Int[Array, "batch seq"], masks: Masks, embedding: bool
+) -> Shaped[Array, "batch mask seq *label"]:
+    def sample(base, source, masks):
+        _, values = circuit(source)
+        values = values if embedding else (None, *values[1:])
+        return jax.vmap(lambda mask: circuit(base, (mask, values))[0])(masks)
+
+    return jax.vmap(sample, (0, 0, 0 if masks.ndim == 3 else None))(base, source, masks)

@@ -18,8 +18,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from siitjax.case import Case
 from siitjax.choice import check_choice
 from siitjax.circuit import Circuit
-from siitjax.interchange import LowLevel, interchange
+from siitjax.forms import Form
+from siitjax.interchange import interchange
 from siitjax.nodes import EMBED
+from siitjax.transformer import Transformer
 
 BASE, IIT, SIIT = range(3)
 """The order of the terms, of their masks and of their weights."""
@@ -103,27 +105,24 @@ def batch_masks(
 
 
 def term_losses(
-    model: LowLevel,
+    model: Transformer,
     case: Case,
     base: Int[Array, "batch seq"],
     source: Int[Array, "batch seq"],
     masks: Bool[Array, "batch mask node"] | Bool[Array, "mask node"],
     *,
     embedding: bool = False,
+    form: Form | None = None,
 ) -> Float[Array, " mask"]:
     """The loss under each mask: the mean over a sample's own tokens, then over the batch.
 
     The loss's unit is its kind's: nats for cross-entropy.
     """
-
-    def sample(base, source, masks):
-        outputs, labels = interchange(model, case.circuit, base, source, masks, embedding=embedding)
-        return _mean_over_own(case.loss.per_token(outputs, labels), case.token_mask(base))
-
-    in_axes = (0, 0, 0 if masks.ndim == 3 else None)
-    return jax.vmap(sample, in_axes)(base, source, masks).mean(0)
+    outputs, labels = interchange(model, case.circuit, base, source, masks, embedding=embedding, form=form)
+    return _mean_over_own(case.loss.per_token(outputs, labels), case.token_mask(base)).mean(0)
 
 
-def _mean_over_own(losses: Float[Array, "mask seq"], own: Bool[Array, " seq"]) -> Float[Array, " mask"]:
+def _mean_over_own(losses: Float[Array, "batch mask seq"], own: Bool[Array, "batch seq"]) -> Float[Array, "batch mask"]:
     # A pad's loss is replaced, not multiplied by zero, so that not even a nan in it counts.
-    return jnp.where(own[None], losses, 0.0).sum(-1) / jnp.maximum(own.sum(), 1).astype(losses.dtype)
+    counted = jnp.maximum(own.sum(-1), 1).astype(losses.dtype)
+    return jnp.where(own[:, None], losses, 0.0).sum(-1) / counted[:, None]

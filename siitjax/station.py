@@ -16,14 +16,14 @@ from typing import Any
 import jax
 
 import cases
-from siitjax.attention import causal_attention, plain_attention
 from siitjax.cores import pinned
+from siitjax.forms import PLAIN, fastest
 from siitjax.lanes import Batching, compile_program
 from siitjax.sweep import Engine, Member, Occupancy, Watcher
-from siitjax.timing import LARGE_GFLOP, PARTS, Form, large_product, seconds
+from siitjax.timing import LARGE_GFLOP, PARTS, Timed, large_product, seconds
 from siitjax.train import Hyperparams, TrainConfig
 
-ATTENTION = {"plain": plain_attention, "fast": causal_attention}
+FORMS = {"plain": lambda: PLAIN, "fast": fastest}
 EPOCHS = 24
 """Epochs of the long members of the queue that occupancy is measured on; the short ones run one."""
 QUEUE = 4
@@ -57,14 +57,14 @@ class Station:
     """This process."""
 
     setup: Setup
-    forms: dict[str, Form] = field(default_factory=dict)
+    forms: dict[str, Timed] = field(default_factory=dict)
 
     def prepare(self) -> float:
         """Compiles everything; gives the floating point operations of a plain step, as XLA counts them."""
         setup = self.setup
         self.product = large_product()
         for name in setup.forms:
-            self.forms[name] = Form(setup.config, ATTENTION[name], setup.lanes, setup.batching, setup.devices)
+            self.forms[name] = Timed(setup.config, FORMS[name](), setup.lanes, setup.batching, setup.devices)
             for part in PARTS:
                 jax.block_until_ready(getattr(self.forms[name], part)())
         return next(iter(self.forms.values())).counted_flops if self.forms else 0.0

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from siitjax.attention import CausalAttention
+from siitjax.forms import Form
 from siitjax.lanes import Batching, over_lanes
 from siitjax.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key, make_train
 
@@ -21,13 +21,11 @@ LARGE_GFLOP = 2 * ROWS**3 / 1e9
 PARTS = ("step", "evaluation")
 
 
-class Form:
+class Timed:
     """One form of the training step and of the evaluation, on lanes that are split over the devices."""
 
-    def __init__(
-        self, config: TrainConfig, attention: CausalAttention, lanes: int, batching: Batching = "map", devices: int = 1
-    ):
-        train = make_train(config, attention)
+    def __init__(self, config: TrainConfig, form: Form, lanes: int, batching: Batching = "map", devices: int = 1):
+        train = make_train(config, form)
         hyper, data = Hyperparams().traced(), draw_data(config, 0)
         mesh = Mesh(np.asarray(jax.local_devices()[:devices]), ("lane",))
         states = jax.jit(jax.vmap(partial(train.init, hyper)))(jax.random.split(jax.random.key(0), lanes))

@@ -17,10 +17,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from siitjax.attention import CausalAttention, causal_attention
 from siitjax.case import Case
 from siitjax.choice import check_choice
 from siitjax.evaluate import Metrics, evaluate
+from siitjax.forms import Form, fastest, mean_over_parts
 from siitjax.objective import BASE, IIT, SIIT, Sampling, batch_masks, term_losses
 from siitjax.transformer import Transformer, init_transformer
 
@@ -221,11 +221,13 @@ class Train(NamedTuple):
 
 def optimizer(hyper: Hyperparams, n_updates: int) -> optax.GradientTransformation:
     """Clip by global norm, then Adam, then the linear schedule over `n_updates`; all its numbers may be traced."""
-    return optax.chain(
+    chain = optax.chain(
         optax.clip_by_global_norm(hyper.clip),
         optax.scale_by_adam(b1=hyper.beta1, b2=hyper.beta2, eps=hyper.eps),
         optax.scale_by_learning_rate(optax.linear_schedule(hyper.lr_start, hyper.lr_end, n_updates)),
     )
+    # One long vector instead of a few dozen small arrays, each of which would cost a call or ten.
+    return optax.flatten(chain)
 
 
 @runtime_checkable
@@ -240,13 +242,12 @@ class Step(Protocol):
     ) -> tuple[tuple[Transformer, optax.OptState], Float[Array, "3"]]: ...
 
 
-def make_step(config: TrainConfig, attention: CausalAttention = causal_attention) -> Step:
+def make_step(config: TrainConfig, form: Form | None = None) -> Step:
     """The function that trains on one batch: it gives the learner after it, and the three terms before it."""
+    form = form or fastest()
     turns = ([BASE, IIT, SIIT],) if config.updates == "single" else ([IIT], [SIIT], [BASE])
     n_updates = len(turns) * config.steps_per_epoch * config.epochs
-    losses = lambda model, *on: term_losses(
-        partial(model, attention=attention), config.case, *on, embedding=config.sampling.embedding
-    )
+    losses = partial(term_losses, embedding=config.sampling.embedding, form=form)
 
     def step(hyper, learner, base, source, key):
         masks = batch_masks(
@@ -258,11 +259,15 @@ def make_step(config: TrainConfig, attention: CausalAttention = causal_attention
         for terms in turns:
             here = np.array(terms)
 
-            def loss(model, here=here):
-                values = losses(model, base, source, masks[..., here, :])
+            def loss(model, base, source, masks, here=here):
+                values = losses(model, config.case, base, source, masks[..., here, :])
                 return weights[here] @ values, values
 
-            gradients, values = jax.grad(loss, has_aux=True)(model)
+            def part(base, source, own, model=model, loss=loss):
+                return jax.grad(loss, has_aux=True)(model, base, source, masks if own is None else own)
+
+            own = masks if masks.ndim == 3 else None
+            gradients, values = mean_over_parts(part, form.part(len(base)), base, source, own)
             # optax raises a float beta to its integer count, which strict promotion forbids.
             with jax.numpy_dtype_promotion("standard"):
                 updates, opt_state = optimizer(hyper, n_updates).update(gradients, opt_state)
@@ -273,14 +278,13 @@ def make_step(config: TrainConfig, attention: CausalAttention = causal_attention
     return step
 
 
-def make_train(config: TrainConfig, attention: CausalAttention = causal_attention) -> Train:
+def make_train(config: TrainConfig, form: Form | None = None) -> Train:
     """The pure functions of a run, closed over everything static. They are not jitted yet: see `Train`."""
     case, steps, batch = config.case, config.steps_per_epoch, config.batch_size
-    step = make_step(config, attention)
+    step = make_step(config, form)
 
     def evaluated(model, samples, key):
-        runs = partial(model, attention=attention)
-        return evaluate(runs, case, samples, key=key, embedding=config.sampling.embedding)
+        return evaluate(model, case, samples, key=key, embedding=config.sampling.embedding, form=form)
 
     def init(hyper, root):
         model = init_transformer(case.config, key=draw_key(root, Purpose.INIT))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from siitjax.attention import CausalAttention, causal_attention
+from siitjax.attention import plain_attention
 from siitjax.choice import check_choice
 from siitjax.nodes import NodeList
 
@@ -129,13 +129,13 @@ class Attention(eqx.Module):
     b_V: Float[Array, "head d_head"]
     b_O: Float[Array, " d_model"]
 
-    def z(self, x: Float[Array, "seq d_model"], attention: CausalAttention) -> Float[Array, "seq head d_head"]:
+    def z(self, x: Float[Array, "seq d_model"]) -> Float[Array, "seq head d_head"]:
         """What each head read, before W_O: the site `hook_z`."""
         q, k, v = (
             jnp.einsum("sm,hmd->shd", x, w) + b[None]
             for w, b in ((self.W_Q, self.b_Q), (self.W_K, self.b_K), (self.W_V, self.b_V))
         )
-        return attention(q, k, v)
+        return plain_attention(q, k, v)
 
     def out(self, z: Float[Array, "seq head d_head"]) -> Float[Array, "seq d_model"]:
         return jnp.einsum("shd,hdm->sm", z, self.W_O) + self.b_O[None]
@@ -176,7 +176,6 @@ class Transformer(eqx.Module):
         tokens: Int[Array, " seq"],
         swap: Swap | None = None,
         *,
-        attention: CausalAttention = causal_attention,
         resume: Resume | None = None,
     ) -> tuple[Float[Array, "seq vocab_out"], Activations]:
         """Logits and activations; the masked nodes take the values of the swap's source activations.
@@ -184,7 +183,6 @@ class Transformer(eqx.Module):
         The activations returned are those after the swap: what the rest of the transformer saw.
 
         Args:
-            attention: the form that computes attention; all give the same.
             resume: run from a block on, given the residual stream before it; the activations returned are of
                 those blocks alone.
         """
@@ -202,7 +200,7 @@ class Transformer(eqx.Module):
         zs, posts, streams = [], [], []
         for i, block in enumerate(self.blocks[first:], start=first):
             streams.append(x)
-            z = block.attn.z(_normalised(block.ln1, x), attention)
+            z = block.attn.z(_normalised(block.ln1, x))
             if sites is not None and source.z is not None:
                 z = jnp.where(sites.z[i][None, :, None], source.z[i], z)
             x = x + block.attn.out(z)

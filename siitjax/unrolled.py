@@ -19,7 +19,6 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
-Rows = Float[Array, "batch seq head d_head"]
 Heads = Float[Array, "head d_head seq batch"]
 Pattern = list[Float[Array, "head _ _ batch"]]
 
@@ -45,12 +44,12 @@ def _softmax(scores: Pattern, seq: int, scale: float) -> Pattern:
         past = np.arange(start, end)[:, None] >= np.arange(end)[None]
         block = jnp.where(past[None, :, :, None], block * scale, -jnp.inf)
         e = jnp.exp(block - block.max(2, keepdims=True))
-        pattern.append(e / e.sum(2, keepdims=True))
+        pattern.append(e / _over_keys(operator.add, e))
     return pattern
 
 
 def _softmax_backward(pattern: Pattern, gradient: Pattern, scale: float) -> Pattern:
-    return [p * (dp - (p * dp).sum(2, keepdims=True)) * scale for p, dp in zip(pattern, gradient, strict=True)]
+    return [p * (dp - _over_keys(operator.add, p * dp)) * scale for p, dp in zip(pattern, gradient, strict=True)]
 
 
 def _mix(pattern: Pattern, x: Heads) -> Heads:
@@ -76,6 +75,11 @@ def _sum(terms: Iterable[Array]) -> Array:
     return reduce(operator.add, terms)
 
 
+def _over_keys(combine: Callable[[Array, Array], Array], block: Array) -> Array:
+    """The keys' values combined. Written out, since jax's reductions are slower here."""
+    return reduce(combine, (block[:, :, j, None] for j in range(block.shape[2])))
+
+
 def _walled(stage: Callable[..., Any], *arrays: Any) -> Any:
     """`stage(*arrays)`, which the CPU backend's fuser can neither look into nor merge with its neighbours.
 
@@ -90,7 +94,7 @@ def _walled(stage: Callable[..., Any], *arrays: Any) -> Any:
 
 
 def _merging(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of arrays with a leading batch axis, under any number of vmaps: they all become that axis."""
+    """`function` of arrays (head, ...), under any number of vmaps: a lane's heads are just more heads."""
     merging = custom_vmap(jax.jit(function))
 
     @merging.def_vmap
@@ -103,45 +107,33 @@ def _merging(function: Callable[..., Any]) -> Callable[..., Any]:
     return merging
 
 
-def _heads(x: Rows) -> Heads:
-    return x.transpose(2, 3, 1, 0)
-
-
-def _rows(x: Heads) -> Rows:
-    return x.transpose(3, 2, 0, 1)
-
-
 def _pattern(q: Heads, k: Heads) -> Pattern:
     softmax = partial(_softmax, seq=q.shape[2], scale=q.shape[1] ** -0.5)
     return _walled(softmax, _walled(_scores, q, k))
 
 
 @_merging
-def _forward(q: Rows, k: Rows, v: Rows) -> Rows:
-    q, k, v = map(_heads, (q, k, v))
-    return _rows(_walled(_mix, _pattern(q, k), v))
+def _forward(q: Heads, k: Heads, v: Heads) -> Heads:
+    return _walled(_mix, _pattern(q, k), v)
 
 
 @_merging
-def _backward(q: Rows, k: Rows, v: Rows, dz: Rows) -> tuple[Rows, Rows, Rows]:
-    q, k, v, dz = map(_heads, (q, k, v, dz))
-    # The pattern is computed again: that costs less than to keep it, and to turn it over twice on the way.
+def _backward(q: Heads, k: Heads, v: Heads, dz: Heads) -> tuple[Heads, Heads, Heads]:
+    # The pattern is computed again: that costs less than to keep it.
     p = _pattern(q, k)
     softmax_backward = partial(_softmax_backward, scale=q.shape[1] ** -0.5)
     ds = _walled(softmax_backward, p, _walled(_scores, dz, v))
-    return (
-        _rows(_walled(_mix, ds, k)),
-        _rows(_walled(_mix_transposed, ds, q)),
-        _rows(_walled(_mix_transposed, p, dz)),
-    )
+    return _walled(_mix, ds, k), _walled(_mix_transposed, ds, q), _walled(_mix_transposed, p, dz)
 
 
 @jax.custom_vjp
 def unrolled_attention(
-    q: Float[Array, "seq head d_head"], k: Float[Array, "seq head d_head"], v: Float[Array, "seq head d_head"]
-) -> Float[Array, "seq head d_head"]:
-    """Every position mixes the values at and before it, by softmax(q k / sqrt(d_head)); unbatched."""
-    return _forward(q[None], k[None], v[None])[0]
+    q: Float[Array, "head d_head seq batch"],
+    k: Float[Array, "head d_head seq batch"],
+    v: Float[Array, "head d_head seq batch"],
+) -> Float[Array, "head d_head seq batch"]:
+    """Every position mixes the values at and before it, by softmax(q k / sqrt(d_head)); see `plain_attention`."""
+    return _forward(q, k, v)
 
 
 def _saved(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array, Array]]:
@@ -149,8 +141,7 @@ def _saved(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array, Arr
 
 
 def _gradient(saved: tuple[Array, Array, Array], dz: Array) -> tuple[Array, Array, Array]:
-    dq, dk, dv = _backward(*(x[None] for x in (*saved, dz)))
-    return dq[0], dk[0], dv[0]
+    return _backward(*saved, dz)
 
 
 unrolled_attention.defvjp(_saved, _gradient)

@@ -5,7 +5,6 @@ The reference runs the transformer and the circuit under one swap at a time, the
 
 import math
 from dataclasses import replace
-from functools import partial
 from statistics import fmean
 
 import chex
@@ -15,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import siitjax.evaluate
 from cases import duplicate_remover, left_greater, paren_checker
 from siitjax.case import Case
 from siitjax.circuit import Variable
 from siitjax.evaluate import evaluate
+from siitjax.forms import BATCH_LAST
 from siitjax.nodes import head
 from siitjax.transformer import LayerNorm, Transformer
 from tests.test_interchange import model_of, run_transformer
@@ -183,12 +182,12 @@ def test_without_unused_nodes_siia_is_whole_and_a_joint_swap_is_none():
     assert not metrics.perfect
 
 
-def test_chunks_bound_the_memory_and_not_the_result(monkeypatch):
+def test_chunks_bound_the_memory_and_not_the_result():
     case = WITH_IDLE
     model, samples = lively(case), samples_of(case, 40)
     whole = evaluated(model, case, samples)
-    monkeypatch.setattr(siitjax.evaluate, "CHUNK", 9)
-    chex.assert_trees_all_equal(eqx.filter_jit(partial(evaluate))(model, case, samples, key=KEY), whole)
+    form = BATCH_LAST._replace(at_once=9)
+    chex.assert_trees_all_equal(jitted(model, case, samples, key=KEY, form=form), whole)
 
 
 def answering(case: Case, *classes: int) -> Transformer:

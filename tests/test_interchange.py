@@ -13,6 +13,7 @@ import pytest
 
 from cases import CASES, find, paren_checker
 from siitjax.case import Case
+from siitjax.forms import BATCH_LAST, PLAIN
 from siitjax.interchange import interchange, interchange_by_layer
 from siitjax.nodes import EMBED, Node, head, mlp
 from siitjax.transformer import Transformer, init_transformer
@@ -21,9 +22,22 @@ TOLERANCE = 1e-5
 """Rounding of a few float32 layers, whose values are of the order of one."""
 
 Sites = dict[Node, np.ndarray]
-swap = eqx.filter_jit(interchange)
-swap_by_layer = eqx.filter_jit(interchange_by_layer)
+both_forms = pytest.mark.parametrize("form", [PLAIN, BATCH_LAST], ids=["plain", "batch_last"])
 all_cases = pytest.mark.parametrize("case", [case.with_context(6) for case in CASES], ids=lambda case: case.name)
+
+
+def of_one_sample(function):
+    """An interchange of a batch of one, compiled."""
+    compiled = eqx.filter_jit(function)
+
+    def swapped(model, circuit, base, source, masks, **options):
+        answers = compiled(model, circuit, base[None], source[None], masks, **options)
+        return jax.tree.map(lambda x: x[0], answers)
+
+    return swapped
+
+
+swap, swap_by_layer = of_one_sample(interchange), of_one_sample(interchange_by_layer)
 
 
 def model_of(case: Case, seed: int = 0) -> Transformer:
@@ -103,18 +117,20 @@ def assert_run_by_hand(case: Case, swaps, logits, labels):
         np.testing.assert_array_equal(got_labels, labels_by_hand(case, base, source, swapped), err_msg=str(swapped))
 
 
+@both_forms
 @all_cases
-def test_it_is_both_models_run_by_hand_with_the_same_nodes_but_the_embedding_swapped(case):
+def test_it_is_both_models_run_by_hand_with_the_same_nodes_but_the_embedding_swapped(case, form):
     swaps = swaps_of(case)
-    logits, labels = swap(model_of(case), case.circuit, *pair_of(case), masks_of(case, swaps))
+    logits, labels = swap(model_of(case), case.circuit, *pair_of(case), masks_of(case, swaps), form=form)
     assert_run_by_hand(case, [[node for node in swapped if node != EMBED] for swapped in swaps], logits, labels)
 
 
-def test_by_layer_it_is_the_same_with_the_embedding_too_and_the_base_run_first():
+@both_forms
+def test_by_layer_it_is_the_same_with_the_embedding_too_and_the_base_run_first(form):
     case = paren_checker.CASE.with_context(7)
     swaps = sorted(filter(None, swaps_of(case)), key=first_layer)
     groups = [(None if i < 0 else i, masks_of(case, list(group))) for i, group in groupby(swaps, key=first_layer)]
-    logits, labels = swap_by_layer(model_of(case), case.circuit, *pair_of(case), groups, embedding=True)
+    logits, labels = swap_by_layer(model_of(case), case.circuit, *pair_of(case), groups, embedding=True, form=form)
     assert_run_by_hand(case, [(), *swaps], logits, labels)
 
 
@@ -138,14 +154,16 @@ def test_the_embedding_swaps_only_with_the_option_and_alone_makes_the_base_run_t
     assert np.abs(logits[embed] - logits[nothing]).max() > 0.1
 
 
-def test_no_gradient_flows_through_the_source_run():
+@both_forms
+def test_no_gradient_flows_through_the_source_run(form):
     case = find("left_greater").with_context(6)
     model, (base, source), swaps = model_of(case), pair_of(case), swaps_of(case)
     masks = masks_of(case, swaps)
     direction = jnp.asarray(np.random.default_rng(3).standard_normal((len(swaps), case.n_ctx, 3), np.float32))
 
     def loss(model):
-        return (interchange(model, case.circuit, base, source, masks, embedding=True)[0] * direction).sum()
+        logits, _ = interchange(model, case.circuit, base[None], source[None], masks, embedding=True, form=form)
+        return (logits[0] * direction).sum()
 
     def with_constants(model, values):
         return (jax.vmap(lambda mask: model(base, (mask, values))[0])(masks) * direction).sum()

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import cases
-from siitjax.attention import plain_attention
 from siitjax.flops import forward_flops, step_flops
 from siitjax.interchange import interchange
 from siitjax.train import Purpose, TrainConfig, draw_data, draw_key
@@ -43,7 +42,7 @@ def test_a_step_of_paren_checker_is_a_gflop_and_a_quarter():
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
 def test_a_forward_pass_is_counted_as_xla_counts_it(case):
     model = init_transformer(case.config, key=jax.random.key(0))
-    run = jax.jit(lambda tokens: partial(model, attention=plain_attention)(tokens)[0])
+    run = jax.jit(lambda tokens: model(tokens)[0])
     counted = run.lower(jnp.zeros(case.n_ctx, jnp.int32)).compile().cost_analysis()
     assert counted is not None
     assert forward_flops(case.config) == pytest.approx(counted["flops"], rel=COUNT)
@@ -57,11 +56,11 @@ def test_the_peer_patches_as_our_interchange_does():
     model = init_transformer(case.config, key=draw_key(jax.random.key(0), Purpose.INIT))
     base, source, labels = peer.batch
     masks = [case.circuit.circuit_mask, case.circuit.unused_mask, *np.eye(len(case.circuit.nodes), dtype=bool)[1:]]
-    ours, _ = jax.jit(jax.vmap(partial(interchange, model, case.circuit), (0, 0, None), 1))(
+    ours, _ = jax.jit(partial(interchange, model, case.circuit))(
         data.train[:4], data.train[-4:], jnp.asarray(np.stack(masks))
     )
     _, cache = peer.model.run_with_cache(source)
-    for mask, expected in zip(masks, ours, strict=True):
+    for mask, expected in zip(masks, ours.swapaxes(0, 1), strict=True):
         with torch.no_grad():
             logits = peer.model.run_with_hooks(base, fwd_hooks=patch(case.circuit.nodes.named(mask), cache))
         np.testing.assert_allclose(logits.numpy(), expected, rtol=0, atol=TOLERANCE)

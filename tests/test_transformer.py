@@ -7,7 +7,6 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -19,7 +18,6 @@ import torch
 from scipy.stats import kstest
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from siitjax.attention import causal_attention, plain_attention
 from siitjax.export import state_dict
 from siitjax.loss import CrossEntropy
 from siitjax.nodes import EMBED, Node
@@ -30,7 +28,6 @@ TOLERANCE = 1e-5
 FELT = 100 * TOLERANCE
 """What a swap or a parameter must move at least, or agreement about it proves nothing."""
 SEQ = 7
-"""The CPU's attention cuts it into blocks of unequal length."""
 BATCH = SEQ - 1
 """Room for a change of every token but the first."""
 SITES = ("hook_embed", "hook_resid_pre", "hook_z", "hook_post")
@@ -157,12 +154,12 @@ class Runs(NamedTuple):
     gradients: Named
 
 
-@partial(jax.jit, static_argnums=0)
-def run_patched(attention, model: Transformer, base, source, labels, masks):
+@jax.jit
+def run_patched(model: Transformer, base, source, labels, masks):
     def loss(model, mask):
         def patched(tokens, other):
-            values = jax.lax.stop_gradient(model(other, attention=attention)[1])
-            return named(*model(tokens, (mask, values), attention=attention))
+            values = jax.lax.stop_gradient(model(other)[1])
+            return named(*model(tokens, (mask, values)))
 
         values = jax.vmap(patched)(base, source)
         return CrossEntropy().per_token(values["logits"], labels).mean(), values
@@ -170,9 +167,9 @@ def run_patched(attention, model: Transformer, base, source, labels, masks):
     return jax.vmap(jax.grad(loss, has_aux=True), (None, 0))(model, masks)
 
 
-def our_runs(attention, model: Transformer, base, source, labels, swaps) -> Runs:
+def our_runs(model: Transformer, base, source, labels, swaps) -> Runs:
     masks = np.stack([model.config.nodes.mask(swapped) for swapped in swaps])
-    gradients, values = run_patched(attention, model, *map(jnp.asarray, (base, source, labels, masks)))
+    gradients, values = run_patched(model, *map(jnp.asarray, (base, source, labels, masks)))
     return Runs(jax.device_get(values), state_dict(gradients))
 
 
@@ -190,18 +187,14 @@ def their_runs(model: Transformer, base, source, labels, swaps) -> Runs:
     return Runs(*({key: np.stack([row[key] for row in rows]) for key in rows[0]} for rows in (values, gradients)))
 
 
-@pytest.fixture(
-    scope="module",
-    params=[*((config, causal_attention) for config in VARIANTS.values()), (VARIANTS["gelu"], plain_attention)],
-    ids=(*VARIANTS, "plain_attention"),
-)
+@pytest.fixture(scope="module", params=VARIANTS.values(), ids=tuple(VARIANTS))
 def runs(request) -> tuple[Runs, Runs]:
     """Ours, and TransformerLens'."""
-    config, attention = request.param
+    config = request.param
     base, source = random_tokens(config, 2, BATCH, SEQ)
     labels = np.random.default_rng(3).integers(0, config.d_vocab_out, (BATCH, SEQ)).astype(np.int32)
     given = random_model(config), base, source, labels, swaps_of(config)
-    return our_runs(attention, *given), their_runs(*given)
+    return our_runs(*given), their_runs(*given)
 
 
 @every_variant

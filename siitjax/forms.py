@@ -1,0 +1,87 @@
+"""The forms in which a transformer runs over a batch: all give the same, and the backend decides the fastest."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+from siitjax.batch_last import batch_last
+from siitjax.transformer import Activations, Transformer
+
+
+@runtime_checkable
+class Run(Protocol):
+    """`Transformer.__call__` of every sample of a batch under every mask: its logits, and the run's activations.
+
+    The activations, which have the fields of `Activations`, are what a swap and a resume take; only the form that
+    made them can read them. Without a swap there is one mask, of nothing. Masks of two axes are all samples' alike.
+    """
+
+    def __call__(
+        self,
+        model: Transformer,
+        tokens: Int[Array, "batch seq"],
+        swap: tuple[Bool[Array, "batch mask node"] | Bool[Array, "mask node"], Any] | None = None,
+        *,
+        resume: tuple[int, Any] | None = None,
+    ) -> tuple[Float[Array, "batch mask seq out"], Any]: ...
+
+
+class Form(NamedTuple):
+    """A form of the transformer.
+
+    Attributes:
+        run: computes it.
+        at_once: how many samples it is best given at once; None for as many as there are.
+    """
+
+    run: Run
+    at_once: int | None
+
+    def part(self, n: int) -> int:
+        """The size of the equal parts that n samples are best cut into; n where they cannot be cut well."""
+        sizes = range(self.at_once or 0, (self.at_once or 0) // 2, -1)
+        return next((size for size in sizes if n % size == 0), n)
+
+
+def as_written(
+    model: Transformer,
+    tokens: Int[Array, "batch seq"],
+    swap: tuple[Bool[Array, "batch mask node"] | Bool[Array, "mask node"], Activations] | None = None,
+    *,
+    resume: tuple[int, Activations] | None = None,
+) -> tuple[Float[Array, "batch mask seq out"], Activations]:
+    """The model's own call, under vmap."""
+    first, held = (0, None) if resume is None else resume
+
+    def run(tokens, held, swap):
+        return model(tokens, swap, resume=None if held is None else (first, held.stream[first]))
+
+    if swap is None:
+        logits, activations = jax.vmap(partial(run, swap=None))(tokens, held)
+        return logits[:, None], activations
+    masks, source = swap
+    sample = lambda tokens, held, masks, source: jax.vmap(lambda mask: run(tokens, held, (mask, source)))(masks)
+    return jax.vmap(sample, (0, 0, 0 if masks.ndim == 3 else None, 0))(tokens, held, masks, source)
+
+
+PLAIN = Form(as_written, None)
+"""What the other form is tested against."""
+
+BATCH_LAST = Form(batch_last, 40)
+"""Of 40 samples under a few masks, most arrays fit a core's second-level cache."""
+
+
+def fastest() -> Form:
+    """The form that suits the backend that this process runs on."""
+    return BATCH_LAST if jax.default_backend() == "cpu" else PLAIN
+
+
+def mean_over_parts(function: Callable[..., Any], size: int, *arrays: Any) -> Any:
+    """The mean of what `function` gives of each part, `size` long, of the arrays' first axes."""
+    if all(len(x) == size for x in jax.tree.leaves(arrays)):
+        return function(*arrays)
+    parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), arrays)
+    return jax.tree.map(lambda x: x.mean(0), jax.lax.map(lambda part: function(*part), parts))

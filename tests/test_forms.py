@@ -45,16 +45,14 @@ def assert_agree(got, wanted):
     chex.assert_trees_all_close(got[1], wanted[1], rtol=0, atol=TOLERANCE * scale)
 
 
-@every_variant
-@pytest.mark.parametrize("own", [(), (BATCH,)], ids=["masks of the batch", "masks of a sample"])
-@pytest.mark.parametrize("seq", [1, 3, 7])
+@pytest.mark.parametrize(
+    ("config", "own", "seq"),
+    [*((config, (), SEQ) for config in VARIANTS.values()), (RELU, (BATCH,), SEQ), (SMALL, (), 1), (SMALL, (), 3)],
+    ids=[*VARIANTS, "masks of each sample", "one token", "a token a block"],
+)
 def test_logits_and_gradients_are_those_of_the_model_as_written(config, own, seq):
-    given = (
-        None,
-        random_model(config),
-        *map(jnp.asarray, random_tokens(config, 2, BATCH, seq)),
-        masks_of(config, *own),
-    )
+    tokens = map(jnp.asarray, random_tokens(config, 2, BATCH, seq))
+    given = (None, random_model(config), *tokens, masks_of(config, *own))
     assert_agree(logits_and_gradient(BATCH_LAST, *given), logits_and_gradient(PLAIN, *given))
 
 

@@ -127,7 +127,7 @@ def find(folder: Path, sweep: str) -> dict[int, list[Spot]]:
         try:
             about = json.loads(path.read_bytes())
             version, of, lanes = about["format"], about["sweep"], about["lanes"]
-        except (ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):  # OSError: its worker has just taken it away
             continue
         if not place.name.isdigit():  # orbax was still writing it
             continue

@@ -51,10 +51,12 @@ def hold(path: Path) -> Lock | Holder:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Whoever held it before took the file away: what we locked may be no longer there.
-            if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
                 os.truncate(descriptor, 0)
                 os.write(descriptor, f"{os.getpid()}\n".encode())
                 return Lock(path, descriptor)
+        except FileNotFoundError:
+            pass
         except BlockingIOError:
             if time.monotonic() > until:
                 pid = os.pread(descriptor, 20, 0).decode().strip()

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from siitjax.checkpoint import Checkpoints, Spot, find, forget, load, next_start
+from siitjax.checkpoint import Checkpoints, Spot, find, load, next_start
 from siitjax.interrupt import Interrupt
 from siitjax.policy import Compiler, Policy
 from siitjax.pool import Pool
@@ -79,8 +79,6 @@ def launch(
         MemoryError: the device's memory does not hold one lane.
     """
     saved = lambda: find(results.checkpoints, results.digest)
-    spots = saved()
-    forget(results.checkpoints, {index: spots[index] for index in waiting if index in spots})
     start = f"{next_start(results.checkpoints):04d}-{results.host}"
     if policy.workers:
         question, flags = worker
@@ -90,7 +88,7 @@ def launch(
         if pool.failed and interrupt.signal is None:
             raise ResultsError(pool.failed)
         return Ended(pool.occupancy, interrupt.signal, pool.given_up)
-    queue = Waiting(results.members, list(waiting), spots)
+    queue = Waiting(results.members, list(waiting), saved())
     return _in_this_process(results, queue, policy, watcher, save_seconds, start)
 
 

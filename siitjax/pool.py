@@ -3,6 +3,7 @@
 A member whose worker dies is given to another worker once, and goes on from its last checkpoint.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -61,6 +62,7 @@ class Pool:
         self.spots = self.find()
         self.taken: set[TrainConfig] = set()
         self.ends: list[float] = []
+        self.errors: list[BaseException] = []
         self.deaths: Counter[int | None] = Counter()
 
     def run(self, workers: int) -> None:
@@ -70,21 +72,27 @@ class Pool:
             thread.start()
         for thread in threads:
             thread.join()
+        if self.errors:
+            raise self.errors[0]
         idle = sum(time.perf_counter() - end for end in self.ends)
         self.occupancy += Occupancy(whole_last=idle)
 
     def stop(self) -> None:
         """Has every worker save what it trains, and end."""
         self.stopping = True
-        for process in self.processes:
+        for process in [*self.processes]:
             _tell(process, {"stop": True})
 
     def _keep_alive(self, k: int) -> None:
         """Runs worker k, and a new one in its place where it dies."""
         lives = 0
-        while not self.stopping and self.waiting:
-            lives += 1
-            self._run_one(k, f"{self.start}-{k}" if lives == 1 else f"{self.start}-{k}.{lives}")
+        try:
+            while not self.stopping and self.waiting:
+                lives += 1
+                self._run_one(k, f"{self.start}-{k}" if lives == 1 else f"{self.start}-{k}.{lives}")
+        except BaseException as error:
+            self.errors.append(error)
+            self.stop()
 
     def _run_one(self, k: int, name: str) -> None:
         core = cores()[k % len(cores())]
@@ -110,6 +118,9 @@ class Pool:
                     process.kill()
                 code = process.wait()
                 self.processes.remove(process)
+                for pipe in (process.stdin, process.stdout):
+                    with contextlib.suppress(OSError):  # what it was not told any more
+                        pipe.close() if pipe else None
             if code and not self.failed and not self.stopping:
                 self._died(training, _cause(code, errors))
 

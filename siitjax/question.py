@@ -17,11 +17,11 @@ import jax
 from rich.console import Console
 
 from siitjax import hosts
-from siitjax.checkpoint import forget
+from siitjax.checkpoint import find, forget
 from siitjax.command import Command, as_flags, flag
 from siitjax.launch import launch
 from siitjax.objective import DrawnPer
-from siitjax.policy import choose_policy, use_compilation_cache
+from siitjax.policy import Policy, choose_policy, use_compilation_cache
 from siitjax.progress import Progress
 from siitjax.report import Verdict, picture, summarise, summary, table
 from siitjax.results import Results, ResultsError, Row
@@ -85,18 +85,21 @@ class Question(Command):
             _show(self, rows, screen)
             screen.print(f"{results.folder} was finished before; nothing was changed.", soft_wrap=True, highlight=False)
             return 0
-        with results.held() as lock:
-            return self._train(results, lock, screen)
-
-    def _train(self, results: Results, lock: int, screen: Console) -> int:
-        log = Console(stderr=True, soft_wrap=True)
         use_compilation_cache()
         policy = choose_policy(self.workers, self.lanes, self.devices)
-        rows = results.begin(resume=self.resume or self.distributed)
+        with results.held() as lock:
+            return self._train(results, policy, lock, screen)
+
+    def _train(self, results: Results, policy: Policy, lock: int, screen: Console) -> int:
+        log = Console(stderr=True, soft_wrap=True)
+        done = {row["member"] for row in results.begin(resume=self.resume or self.distributed)}
+        waiting = [i for i in range(len(results.members)) if i not in done]
+        if not results.host:
+            spots = find(results.checkpoints, results.digest)
+            forget(results.checkpoints, {index: spots[index] for index in waiting if index in spots})
         if self.distributed:
             hosts.wait("begin")
-        done = {row["member"] for row in rows}
-        waiting = hosts.ours([i for i in range(len(results.members)) if i not in done])
+        waiting = hosts.ours(waiting)
         ended = None
         if waiting:
             log.print(f"{len(waiting)} members to train, {policy.words(len(waiting))}", highlight=False)

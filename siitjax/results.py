@@ -11,6 +11,7 @@ is continued only by the sweep that began it, and by one process at a time.
 """
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -36,6 +37,8 @@ FORMAT = "siitjax sweep 1"
 ENDED = ("stop", "epochs", "seconds", *(f.name for f in fields(Metrics)))
 """What a row says of how its member ended."""
 LOCK = ".lock"
+BEGUN = ".config.json"
+"""What a process that was killed in its first moment may leave."""
 CURVES = ("accuracy", "iia", "changed_iia", "sequence_iia", "siia", "joint_siia", "subset_siia")
 
 
@@ -79,9 +82,9 @@ class Results:
                 unfinished while `resume` is false.
         """
         with self._usable():
-            holds = sorted(p.name for p in self.folder.iterdir() if p.name != LOCK) if self.folder.exists() else []
             if not (self.folder / "config.json").exists():
-                if set(holds) - {"members"}:
+                names = sorted(path.name for path in self.folder.iterdir()) if self.folder.exists() else []
+                if holds := [name for name in names if name != "members" and not name.startswith((LOCK, BEGUN))]:
                     raise ResultsError(
                         f'{self.folder} holds "{holds[0]}" and no config.json, so it is not a sweep\'s results; '
                         "choose another --out"
@@ -123,7 +126,7 @@ class Results:
         rows = self.check(resume=resume)
         with self._usable():
             (self.folder / "members").mkdir(exist_ok=True)
-            if rows is None:
+            if rows is None and not self.host:
                 write_atomically(self.folder / "config.json", json.dumps(self.config(), indent=1) + "\n")
             for path in self._row_files():
                 whole = path.read_bytes().rpartition(b"\n")
@@ -142,10 +145,16 @@ class Results:
     def append(self, row: Row) -> None:
         """Adds the row of a member whose files are written; it is on the disk when this returns."""
         name = "rows.jsonl" if not self.host else f"rows.{self.host}.jsonl"
-        with self._usable(), open(self.folder / name, "ab") as file:
-            file.write((json.dumps(row) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
+        line = (json.dumps(row) + "\n").encode()
+        with self._usable(), open(self.folder / name, "ab", buffering=0) as file:
+            whole = file.tell()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(whole)  # no other row is to follow half of this one
+                raise
 
     def weights(self, row: Row) -> Path:
         """The weights of the member that `row` describes."""

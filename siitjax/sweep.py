@@ -190,6 +190,10 @@ class Engine:
             _Bucket(self, queue, config, deque([(*first, None)])).run()
 
 
+Ended = list[tuple[_Occupied, float, Batch]]
+"""What has stopped and is not handed over yet, with its seconds."""
+
+
 class _Bucket:
     """The lanes while they train one bucket."""
 
@@ -214,7 +218,7 @@ class _Bucket:
 
     def run(self) -> None:
         engine = self.engine
-        ended: list[tuple[_Occupied, Batch]] = []
+        ended: Ended = []
         mark = time.perf_counter()
         while True:
             self.fill()
@@ -228,10 +232,12 @@ class _Bucket:
                 stops, epochs = jax.device_get((state.stop, state.epoch))
             except jax.errors.JaxRuntimeError as error:
                 self.fewer_lanes(error)
+                mark = time.perf_counter()
                 continue
             self.batch = replace(self.batch, state=state)
             before = [lane.epoch if lane else epoch for lane, epoch in zip(self.lanes, epochs, strict=True)]
-            ran = epochs - before + (stops == Stop.DIVERGED)  # the epoch that diverged is not counted in `epochs`
+            # The epoch that diverged is not counted in `epochs`.
+            ran = epochs - before + ((stops == Stop.DIVERGED) & [lane is not None for lane in self.lanes])
             ended = self.heard(stops, epochs)
             now = time.perf_counter()
             trained = (now - started) * float(ran.sum()) / max(int(ran.max()), 1)
@@ -288,11 +294,11 @@ class _Bucket:
     def until(self) -> list[int]:
         return [lane.epoch + self.chunk if lane else 0 for lane in self.lanes]
 
-    def heard(self, stops: np.ndarray, epochs: np.ndarray) -> list[tuple[_Occupied, Batch]]:
+    def heard(self, stops: np.ndarray, epochs: np.ndarray) -> Ended:
         """Tells the watcher of the epochs that were run; frees the lanes whose member has stopped, and gives those."""
         seen = self.batch.state.history.metrics
         curves = np.stack(jax.device_get((seen.accuracy, seen.iia, seen.siia)), -1)
-        ended = []
+        ended: Ended = []
         for i, lane in enumerate(self.lanes):
             if lane is None:
                 continue
@@ -300,13 +306,14 @@ class _Bucket:
                 self.engine.watcher.epoch(lane.index, lane.member, epoch + 1, curves[i, epoch])
             lane.epoch = int(epochs[i])
             if stops[i] != Stop.RUNNING:
-                ended.append((lane, self.program.take(self.batch, jnp.int32(i))))
+                ended.append((lane, lane.seconds, self.program.take(self.batch, jnp.int32(i))))
                 self.lanes[i] = None
         return ended
 
-    def hand_over(self, ended: list[tuple[_Occupied, Batch]]) -> None:
-        """Measures and keeps what stopped, and empties the list."""
-        for lane, alone in ended:
+    def hand_over(self, ended: Ended) -> None:
+        """Measures and keeps what stopped; each leaves the list when it is kept, so that none is kept twice."""
+        while ended:
+            lane, seconds, alone = ended[0]
             state, epochs = alone.state, lane.epoch
             outcome = Outcome(
                 stop=Stop(int(state.stop)),
@@ -314,11 +321,11 @@ class _Bucket:
                 metrics=jax.device_get(self.program.measure(alone.data, state)),
                 history=jax.tree.map(lambda x, n=epochs: np.asarray(x)[:n], state.history),
                 model=state.model,
-                seconds=lane.seconds,
+                seconds=seconds,
             )
             row = self.engine.keep(lane.index, lane.member, outcome)
             self.engine.watcher.finished(lane.index, lane.member, row)
-        ended.clear()
+            ended.pop(0)
 
     def save(self) -> None:
         if self.engine.checkpoints is not None and any(self.lanes):
@@ -330,16 +337,18 @@ class _Bucket:
         """After the device's memory ran out: the members move to half as many lanes."""
         if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
             raise error
-        if len(self.lanes) == 1:
-            raise MemoryError(
-                "the device's memory does not hold one lane of "
-                f"{self.config.case.name}; lower --batch_size, or --samples"
-            ) from None
+        before = len(self.lanes)
+        too_large = MemoryError(
+            f"the device's memory does not hold one lane of {self.config.case.name}; lower --batch_size, or --samples"
+        )
+        if before == 1:
+            raise too_large from None
         for i, lane in reversed([*enumerate(self.lanes)]):
             if lane is not None:
                 self.pending.appendleft(
                     (lane.index, (), (self.program.take(self.batch, jnp.int32(i)).state, lane.seconds))
                 )
-        half = len(self.lanes) // 2
-        self.engine.watcher.note(f"out of memory with {len(self.lanes)} lanes; going on with {half}")
-        self.use(half)
+        self.use(before // 2)
+        if len(self.lanes) >= before:  # one on each device
+            raise too_large from None
+        self.engine.watcher.note(f"out of memory with {before} lanes; going on with {len(self.lanes)}")

@@ -16,12 +16,9 @@ import numpy as np
 import optax
 import pytest
 
-from cases import left_greater
-from siitjax.circuit import Variable
-from siitjax.data import Uniform
-from siitjax.nodes import head
 from siitjax.objective import Sampling
 from siitjax.train import Hyperparams, Stop, TrainConfig, draw_data, make_train, optimizer
+from tests.tiny import CASE
 
 TOLERANCE = 1e-5
 """Rounding of a few float32 updates, relative."""
@@ -31,19 +28,6 @@ ADAM_TOLERANCE = 2**-23 / (1 - 0.999)
 
 EPOCHS, STEPS = 3, 5
 
-
-def always_one(tokens):
-    return 0 * tokens + 1
-
-
-CASE = replace(
-    left_greater.CASE,
-    variables=(Variable("answer", ("tokens",), always_one, head(0, 1)),),
-    strata=(Uniform((2, 3)),),
-    n_ctx=6,
-    d_model=6,
-    d_head=2,
-)
 CONFIG = TrainConfig(CASE, epochs=EPOCHS, batch_size=32, samples=200, sampling=Sampling("subset", "subset"))
 TRAIN = make_train(CONFIG)
 init, advance, measure = jax.jit(TRAIN.init), jax.jit(TRAIN.advance), jax.jit(TRAIN.measure)

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +107,7 @@ class Watcher:
         """Something that the user should know."""
 
 
+@runtime_checkable
 class Queue(Protocol):
     """Where the engine takes members from."""
 

@@ -10,9 +10,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from siitjax.nodes import Sites
+from siitjax.nodes import Masks, block_of
 from siitjax.transformer import ACTIVATION_FUNCTIONS, LN_EPS, Attention, LayerNorm, Transformer
 from siitjax.unrolled import unrolled_attention
 
@@ -33,13 +34,15 @@ class Columnar(eqx.Module):
 def batch_last(
     model: Transformer,
     tokens: Int[Array, "batch seq"],
-    swap: tuple[Bool[Array, "batch mask node"] | Bool[Array, "mask node"], Columnar] | None = None,
+    swap: tuple[Masks, Columnar] | None = None,
     *,
     resume: tuple[int, Columnar] | None = None,
 ) -> tuple[Float[Array, "batch mask seq out"], Columnar]:
     """Logits and activations; see `siitjax.forms.Run`. Where an MLP is swapped, its `post` is the one before that."""
     sites, source = (None, None) if swap is None else (_sites(model, swap[0]), swap[1])
-    first, embed = 0, None
+    # Where a run is resumed at an MLP, nothing is swapped, and nothing computed again, before its `post`.
+    first, at_mlp = (0, False) if resume is None else block_of(resume[0])
+    embed = None
     if resume is None:
         # A lookup's gradient would be a scatter, which is slow here, and vocabularies are small.
         embed = _product(model.embed.W_E, jax.nn.one_hot(tokens.T, model.config.d_vocab, axis=0)[:, :, None])
@@ -47,21 +50,26 @@ def batch_last(
             embed = jnp.where(sites.embed[None, None], source.embed, embed)
         x = embed + model.pos_embed.W_pos[: tokens.shape[1]].T[:, :, None, None]
     else:
-        first, x = resume[0], resume[1].stream[resume[0]]
+        x = resume[1].stream[first]
 
     zs, posts, streams = [], [], []
     for i, block in enumerate(model.blocks[first:], start=first):
         streams.append(x)
-        z = _z(block.attn, block.ln1, x)
-        if sites is not None and source is not None:
+        known = resume[1] if resume is not None and i == first else None
+        z = _z(block.attn, block.ln1, x) if known is None else known.z[i]
+        if sites is not None and source is not None and not (known and at_mlp) and _swaps(sites.z[i]):
             z = jnp.where(sites.z[i][:, None, None], source.z[i], z)
         zs.append(z)
         x = x + _affine(block.attn.W_O.reshape(-1, len(x)), block.attn.b_O, z.reshape(-1, *z.shape[2:]))
         if (mlp := block.mlp) is not None:
-            post = ACTIVATION_FUNCTIONS[mlp.act_fn](_affine(mlp.W_in, mlp.b_in, _standardised(block.ln2, x), block.ln2))
+            if known and at_mlp:
+                post = known.post[i]
+            else:
+                read = _affine(mlp.W_in, mlp.b_in, _standardised(block.ln2, x), block.ln2)
+                post = ACTIVATION_FUNCTIONS[mlp.act_fn](read)
             posts.append(post)
             out = _affine(mlp.W_out, mlp.b_out, post)
-            if sites is not None and source is not None and sites.post is not None:
+            if sites is not None and source is not None and _swaps(sites.post[i]):
                 # An MLP is swapped as a whole, so that what it writes can be instead, which is narrower.
                 out = jnp.where(sites.post[i][None, None], _affine(mlp.W_out, mlp.b_out, source.post[i]), out)
             x = x + out
@@ -70,10 +78,15 @@ def batch_last(
     return logits.transpose(3, 2, 1, 0), Columnar(embed, tuple(zs), tuple(posts), tuple(streams))
 
 
-def _sites(model: Transformer, masks: Bool[Array, "batch mask node"] | Bool[Array, "mask node"]) -> Any:
+def _sites(model: Transformer, masks: Masks) -> Any:
     """The masks by site kind, each (..., mask, batch); the batch is 1 long where all samples share them."""
-    each = jax.vmap(jax.vmap(lambda mask: Sites(*model.config.nodes.sites(mask)), -1, -1), -1, -1)
-    return each(jnp.atleast_3d(masks.T) if masks.ndim == 2 else masks.T)
+    rows = masks[None] if masks.ndim == 2 else masks
+    return model.config.nodes.sites(rows.transpose(2, 1, 0))
+
+
+def _swaps(mask: Bool[Array | np.ndarray, "..."]) -> bool:
+    """Whether anything is swapped, as far as is known."""
+    return not isinstance(mask, np.ndarray) or bool(mask.any())
 
 
 def _z(attn: Attention, ln: LayerNorm | None, x: Columns) -> Heads:

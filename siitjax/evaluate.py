@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from siitjax.case import Case
 from siitjax.forms import Form, fastest
-from siitjax.interchange import interchange_by_layer
+from siitjax.interchange import interchange_by_depth
 from siitjax.objective import swappable
 from siitjax.transformer import Transformer
 
@@ -79,15 +79,15 @@ def evaluate(
     sources = samples[jax.random.permutation(order_key, len(samples))]
     counted = swappable(circuit, embedding)
     measured = np.flatnonzero(counted | circuit.unused_mask)
-    begins = lambda node: circuit.nodes.nodes[node].layer
+    begins = lambda node: circuit.nodes.nodes[node].depth
     one = np.eye(len(circuit.nodes), dtype=bool)
-    one_at_a_time = [(layer, jnp.asarray(one[[*nodes]])) for layer, nodes in groupby(measured, key=begins)]
+    one_at_a_time = [(depth, one[[*nodes]]) for depth, nodes in groupby(measured, key=begins)]
     subsets = jax.random.bernoulli(subset_key, 0.5, (len(samples), len(circuit.nodes))) & circuit.unused_mask[None]
 
     def count(base, source, subset):
         joint = jnp.broadcast_to(circuit.unused_mask, subset.shape)
-        groups = [*one_at_a_time, (0, jnp.stack([joint, subset], 1))]
-        outputs, labels = interchange_by_layer(model, circuit, base, source, groups, embedding=embedding, form=form)
+        groups = [*one_at_a_time, (1, jnp.stack([joint, subset], 1))]
+        outputs, labels = interchange_by_depth(model, circuit, base, source, groups, embedding=embedding, form=form)
         own = case.token_mask(base)[:, None]
         wrong = ~case.loss.correct(outputs, labels) & own
         changed = ~case.loss.same(labels, jnp.broadcast_to(labels[:, :1], labels.shape)) & own

@@ -5,9 +5,10 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from siitjax.batch_last import batch_last
+from siitjax.nodes import Masks, block_of
 from siitjax.transformer import Activations, Transformer
 
 
@@ -17,13 +18,14 @@ class Run(Protocol):
 
     The activations, which have the fields of `Activations`, are what a swap and a resume take; only the form that
     made them can read them. Without a swap there is one mask, of nothing. Masks of two axes are all samples' alike.
+    Resumed at the depth of a site (see `Node.depth`), nothing that lies before that site is swapped.
     """
 
     def __call__(
         self,
         model: Transformer,
         tokens: Int[Array, "batch seq"],
-        swap: tuple[Bool[Array, "batch mask node"] | Bool[Array, "mask node"], Any] | None = None,
+        swap: tuple[Masks, Any] | None = None,
         *,
         resume: tuple[int, Any] | None = None,
     ) -> tuple[Float[Array, "batch mask seq out"], Any]: ...
@@ -49,12 +51,12 @@ class Form(NamedTuple):
 def as_written(
     model: Transformer,
     tokens: Int[Array, "batch seq"],
-    swap: tuple[Bool[Array, "batch mask node"] | Bool[Array, "mask node"], Activations] | None = None,
+    swap: tuple[Masks, Activations] | None = None,
     *,
     resume: tuple[int, Activations] | None = None,
 ) -> tuple[Float[Array, "batch mask seq out"], Activations]:
     """The model's own call, under vmap."""
-    first, held = (0, None) if resume is None else resume
+    first, held = (0, None) if resume is None else (block_of(resume[0])[0], resume[1])
 
     def run(tokens, held, swap):
         return model(tokens, swap, resume=None if held is None else (first, held.stream[first]))

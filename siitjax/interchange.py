@@ -6,14 +6,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from siitjax.circuit import Circuit
 from siitjax.forms import Form, Run, fastest
+from siitjax.nodes import EMBED, Masks
 from siitjax.transformer import Transformer
-
-Masks = Bool[Array, "batch mask node"] | Bool[Array, "mask node"]
-"""The nodes that are swapped in each sample, or in all samples alike."""
 
 Answers = tuple[Float[Array, "batch mask seq out"], Shaped[Array, "batch mask seq *label"]]
 """What the transformer answers, and what the circuit says it should."""
@@ -45,12 +44,12 @@ def interchange(
     return logits, _labels(circuit, base, source, masks, embedding)
 
 
-def interchange_by_layer(
+def interchange_by_depth(
     model: Transformer,
     circuit: Circuit,
     base: Int[Array, "batch seq"],
     source: Int[Array, "batch seq"],
-    groups: Sequence[tuple[int | None, Bool[Array, "..."]]],
+    groups: Sequence[tuple[int, Bool[Array | np.ndarray, "..."]]],
     *,
     embedding: bool = False,
     form: Form | None = None,
@@ -67,7 +66,7 @@ def interchange_by_layer(
     logits, own = run(model, base)
     answers = [(logits, jax.vmap(lambda tokens: circuit(tokens)[0])(base)[:, None])]
     for first, masks in groups:
-        resume = None if first is None else (first, own)
+        resume = None if first == EMBED.depth else (first, own)
         logits, _ = run(model, base, (masks, activations), resume=resume)
         answers.append((logits, _labels(circuit, base, source, masks, embedding)))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *answers)

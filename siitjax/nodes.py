@@ -57,6 +57,11 @@ class Node:
         raise ValueError(f'no node is called "{name}"; write "embed", "L0H3" (layer 0, head 3) or "MLP1"')
 
 
+def block_of(depth: int) -> tuple[int, bool]:
+    """The layer of the site that lies `depth` deep in the residual stream, and whether it is that layer's MLP."""
+    return (depth - 1) // 2, depth % 2 == 0
+
+
 EMBED = Node()
 
 
@@ -70,12 +75,16 @@ def mlp(layer: int) -> Node:
     return Node(layer)
 
 
-class Sites(NamedTuple):
-    """A mask, cut up by site kind as the transformer uses it."""
+Masks = Bool[Array | np.ndarray, "batch mask node"] | Bool[Array | np.ndarray, "mask node"]
+"""Masks of each sample, or of all samples alike. What a NumPy array does not swap is known before anything runs."""
 
-    embed: Bool[Array, ""]
-    z: Bool[Array, "layer head"]
-    post: Bool[Array, " layer"] | None
+
+class Sites(NamedTuple):
+    """A mask, cut up by site kind as the transformer uses it; of several masks, these are further axes."""
+
+    embed: Bool[Array | np.ndarray, "*rest"]
+    z: Bool[Array | np.ndarray, "layer head *rest"]
+    post: Bool[Array | np.ndarray, "layer *rest"] | None
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,7 @@ class NodeList:
         """The nodes at which `mask` is true."""
         return tuple(node for node, swapped in zip(self, mask, strict=True) if swapped)
 
-    def sites(self, mask: Bool[Array, " node"]) -> Sites:
-        """`mask` by site kind."""
-        blocks = mask[1:].reshape(self.n_layers, self.n_heads + self.has_mlp)
+    def sites(self, mask: Bool[Array | np.ndarray, "node *rest"]) -> Sites:
+        """`mask` by site kind; of several masks, the nodes lie on the first axis."""
+        blocks = mask[1:].reshape(self.n_layers, self.n_heads + self.has_mlp, *mask.shape[1:])
         return Sites(mask[0], blocks[:, : self.n_heads], blocks[:, -1] if self.has_mlp else None)

@@ -56,9 +56,11 @@ def test_logits_and_gradients_are_those_of_the_model_as_written(config, own, seq
     assert_agree(logits_and_gradient(BATCH_LAST, *given), logits_and_gradient(PLAIN, *given))
 
 
-@pytest.mark.parametrize("first", [0, 2])
-def test_resumed_from_a_block_they_are_too(first):
-    given = (first, random_model(RELU), *map(jnp.asarray, random_tokens(RELU, 2, BATCH, SEQ)), masks_of(RELU))
+@pytest.mark.parametrize("depth", [1, 2, 5, 6])
+def test_resumed_from_a_site_they_are_too(depth):
+    later = np.array([node.depth >= depth for node in RELU.nodes])
+    masks = masks_of(RELU) & later[None]
+    given = (depth, random_model(RELU), *map(jnp.asarray, random_tokens(RELU, 2, BATCH, SEQ)), masks)
     assert_agree(logits_and_gradient(BATCH_LAST, *given), logits_and_gradient(PLAIN, *given))
 
 

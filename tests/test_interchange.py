@@ -14,7 +14,7 @@ import pytest
 from cases import CASES, find, paren_checker
 from siitjax.case import Case
 from siitjax.forms import BATCH_LAST, PLAIN
-from siitjax.interchange import interchange, interchange_by_layer
+from siitjax.interchange import interchange, interchange_by_depth
 from siitjax.nodes import EMBED, Node, head, mlp
 from siitjax.transformer import Transformer, init_transformer
 
@@ -37,7 +37,7 @@ def of_one_sample(function):
     return swapped
 
 
-swap, swap_by_layer = of_one_sample(interchange), of_one_sample(interchange_by_layer)
+swap, swap_by_depth = of_one_sample(interchange), of_one_sample(interchange_by_depth)
 
 
 def model_of(case: Case, seed: int = 0) -> Transformer:
@@ -126,17 +126,16 @@ def test_it_is_both_models_run_by_hand_with_the_same_nodes_but_the_embedding_swa
 
 
 @both_forms
-def test_by_layer_it_is_the_same_with_the_embedding_too_and_the_base_run_first(form):
+def test_by_depth_it_is_the_same_with_the_embedding_too_and_the_base_run_first(form):
     case = paren_checker.CASE.with_context(7)
-    swaps = sorted(filter(None, swaps_of(case)), key=first_layer)
-    groups = [(None if i < 0 else i, masks_of(case, list(group))) for i, group in groupby(swaps, key=first_layer)]
-    logits, labels = swap_by_layer(model_of(case), case.circuit, *pair_of(case), groups, embedding=True, form=form)
+    swaps = sorted(filter(None, swaps_of(case)), key=first_depth)
+    groups = [(i, masks_of(case, list(group))) for i, group in groupby(swaps, key=first_depth)]
+    logits, labels = swap_by_depth(model_of(case), case.circuit, *pair_of(case), groups, embedding=True, form=form)
     assert_run_by_hand(case, [(), *swaps], logits, labels)
 
 
-def first_layer(swapped: Collection[Node]) -> int:
-    """-1 for the embedding."""
-    return min(-1 if node.layer is None else node.layer for node in swapped)
+def first_depth(swapped: Collection[Node]) -> int:
+    return min(node.depth for node in swapped)
 
 
 def test_the_embedding_swaps_only_with_the_option_and_alone_makes_the_base_run_the_source_run():

@@ -7,7 +7,7 @@ devices do not wait for one another. On a device they run side by side ("vmap": 
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import equinox as eqx
@@ -92,11 +92,11 @@ def compile_program(
     state = jax.eval_shape(train.init, hyper, root)
 
     def blank() -> Batch:
-        empty = lambda leaf: jnp.zeros((lanes, *leaf.shape), leaf.dtype)
-        roots = jax.random.split(root, lanes)
-        no_one = jax.tree.map(empty, replace(state, root=jax.ShapeDtypeStruct((), jnp.int32)))
-        free = replace(no_one, root=roots, stop=jnp.full(lanes, int(Stop.EXHAUSTED)))
-        return Batch(jax.tree.map(empty, hyper), jax.tree.map(empty, data), free)
+        def empty(leaf):
+            return jax.random.split(root, lanes) if _is_key(leaf) else jnp.zeros((lanes, *leaf.shape), leaf.dtype)
+
+        no_one = jax.tree.map(empty, Batch(hyper, data, state))
+        return eqx.tree_at(lambda batch: batch.state.stop, no_one, jnp.full(lanes, int(Stop.EXHAUSTED)))
 
     def fill(batch: Batch, lane: Int[Array, ""], hyper: Hyperparams, data: Data, state: State) -> Batch:
         return jax.tree.map(lambda all, own: all.at[lane].set(own), batch, Batch(hyper, data, state))

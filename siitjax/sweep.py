@@ -243,7 +243,9 @@ class _Bucket:
             now = time.perf_counter()
             trained = (now - started) * float(ran.sum()) / max(int(ran.max()), 1)
             whole, mark = (now - mark) * len(self.lanes), now
-            engine.occupancy += Occupancy(0, 0, trained, whole) if self.drained else Occupancy(trained, whole)
+            engine.occupancy += (
+                Occupancy(trained_last=trained, whole_last=whole) if self.drained else Occupancy(trained, whole)
+            )
             if now - started < CHUNK_SECONDS:
                 self.chunk = min(2 * self.chunk, self.config.epochs)
             if engine.stopping.is_set() or now - self.saved > engine.save_seconds:

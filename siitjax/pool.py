@@ -179,6 +179,7 @@ class Pool:
         """Gives what a dead worker was training to the next one, once."""
         with self.lock:
             self.spots = self.find()
+            self.taken -= {self.members[index].config for index in training}
             for index in sorted(training, reverse=True):
                 self.deaths[index] += 1
                 if self.deaths[index] < DEATHS:

@@ -19,6 +19,7 @@ from rich.console import Console
 from siitjax import hosts
 from siitjax.checkpoint import find, forget
 from siitjax.command import Command, as_flags, flag
+from siitjax.files import replaced
 from siitjax.launch import launch
 from siitjax.objective import DrawnPer
 from siitjax.policy import Policy, choose_policy, use_compilation_cache
@@ -128,10 +129,12 @@ class Question(Command):
     def _report(self, results: Results, occupancy: Occupancy | None, screen: Console) -> int:
         rows = results.check(resume=True) or []
         verdict = _show(self, rows, screen)
-        for name in ("figure.png", "figure.pdf"):
-            picture(results, rows, f"{self.title} ({self.case})", verdict, results.folder / name)
         busy = {} if occupancy is None else {"occupancy": occupancy.shares()}
-        results.finish({**summary(summarise(rows), verdict), **busy})
+        with results.usable():
+            for name in ("figure.png", "figure.pdf"):
+                with replaced(results.folder / name) as path:
+                    picture(results, rows, f"{self.title} ({self.case})", verdict, path)
+            results.finish({**summary(summarise(rows), verdict), **busy})
         forget(results.checkpoints)
         screen.print(f"Results, weights and picture: {results.folder}", soft_wrap=True, highlight=False)
         return 0

@@ -81,7 +81,7 @@ class Results:
             ResultsError: the folder cannot be used, is foreign or torn, holds another sweep, or holds this one
                 unfinished while `resume` is false.
         """
-        with self._usable():
+        with self.usable():
             if not (self.folder / "config.json").exists():
                 names = sorted(path.name for path in self.folder.iterdir()) if self.folder.exists() else []
                 if holds := [name for name in names if name != "members" and not name.startswith((LOCK, BEGUN))]:
@@ -105,7 +105,7 @@ class Results:
         Raises:
             ResultsError: another process holds it, or it cannot be written.
         """
-        with self._usable():
+        with self.usable():
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = hold(self.folder / (LOCK if not self.host else f"{LOCK}.{self.host}"))
         if isinstance(lock, Holder):
@@ -124,7 +124,7 @@ class Results:
             ResultsError: as `check` does.
         """
         rows = self.check(resume=resume)
-        with self._usable():
+        with self.usable():
             (self.folder / "members").mkdir(exist_ok=True)
             if rows is None and not self.host:
                 write_atomically(self.folder / "config.json", json.dumps(self.config(), indent=1) + "\n")
@@ -137,7 +137,7 @@ class Results:
     def write(self, index: int, member: Member, outcome: Outcome) -> Row:
         """Writes a finished member's files; gives its row."""
         about = {"member": member.describe()}
-        with self._usable():
+        with self.usable():
             save_weights(self.folder / "members" / f"{index:04d}.safetensors", outcome.model, about)
             write_atomically(self.folder / "members" / f"{index:04d}.csv", _curves(outcome))
         return _row(index, member, outcome)
@@ -146,7 +146,7 @@ class Results:
         """Adds the row of a member whose files are written; it is on the disk when this returns."""
         name = "rows.jsonl" if not self.host else f"rows.{self.host}.jsonl"
         line = (json.dumps(row) + "\n").encode()
-        with self._usable(), open(self.folder / name, "ab", buffering=0) as file:
+        with self.usable(), open(self.folder / name, "ab", buffering=0) as file:
             whole = file.tell()
             try:
                 if file.write(line) < len(line):
@@ -177,7 +177,8 @@ class Results:
         write_atomically(self.folder / "summary.json", json.dumps({**summary, "ran_on": ran_on}, indent=1) + "\n")
 
     @contextmanager
-    def _usable(self) -> Iterator[None]:
+    def usable(self) -> Iterator[None]:
+        """Turns what the disk refuses meanwhile into one line for the user."""
         try:
             yield
         except OSError as error:

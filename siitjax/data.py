@@ -105,11 +105,21 @@ def _distinct(stratum: Stratum, length: int, wanted: int, rng: np.random.Generat
     pool = np.empty((0, length), np.int32)
     for _ in range(TRIES):
         before = len(pool)
-        pool = np.unique(np.concatenate([pool, stratum(rng, max(wanted, 1000), length)]), axis=0)
-        # np.unique sorts; the permutation below is what keeps the cut from following that order.
+        pool = _unique(np.concatenate([pool, stratum(rng, max(wanted, 1000), length)]))
+        # That sorts; the permutation below is what keeps the cut from following the order.
         if len(pool) >= wanted or len(pool) == before:
             break
     return rng.permutation(pool)[:wanted]
+
+
+def _unique(strings: Strings) -> Strings:
+    """The distinct strings, sorted."""
+    base, length = int(strings.max()) + 1, strings.shape[1]
+    if base**length >= 2**63:
+        return np.unique(strings, axis=0)
+    # Numbers with a token a digit sort in the same order, ten times faster.
+    digits = base ** np.arange(length - 1, -1, -1, dtype=np.int64)
+    return strings[np.unique(strings @ digits, return_index=True)[1]]
 
 
 def _repeat(strings: Strings, n: int, rng: np.random.Generator) -> Strings:

@@ -20,8 +20,8 @@ from siitjax.cores import pinned
 from siitjax.forms import PLAIN, fastest
 from siitjax.lanes import Batching, compile_program
 from siitjax.sweep import Engine, Member, Occupancy, Watcher
-from siitjax.timing import LARGE_GFLOP, PARTS, Timed, large_product, seconds
-from siitjax.train import Hyperparams, TrainConfig
+from siitjax.timing import LARGE_GFLOP, PARTS, STEPS, Timed, large_product, seconds
+from siitjax.train import Hyperparams, TrainConfig, draw_data, make_train
 
 FORMS = {"plain": lambda: PLAIN, "fast": fastest}
 EPOCHS = 24
@@ -59,19 +59,27 @@ class Station:
     setup: Setup
     forms: dict[str, Timed] = field(default_factory=dict)
 
-    def prepare(self) -> float:
-        """Compiles everything; gives the floating point operations of a plain step, as XLA counts them."""
+    def prepare(self) -> None:
+        """Compiles everything."""
         setup = self.setup
         self.product = large_product()
         for name in setup.forms:
             self.forms[name] = Timed(setup.config, FORMS[name](), setup.lanes, setup.batching, setup.devices)
             for part in PARTS:
                 jax.block_until_ready(getattr(self.forms[name], part)())
-        return next(iter(self.forms.values())).counted_flops if self.forms else 0.0
 
-    def time(self, form: str, part: str, repeats: int) -> float:
-        """Seconds a call: all the station's lanes advance by one."""
-        return seconds(getattr(self.forms[form], part), repeats)
+    def counted(self) -> float:
+        """Floating point operations of a plain training step, as XLA counts them."""
+        train = make_train(self.setup.config, PLAIN)
+        hyper, data = Hyperparams().traced(), draw_data(self.setup.config, 0)
+        state = train.init(hyper, jax.random.key(0))
+        batch = data.train[: self.setup.batch_size]
+        step = jax.jit(train.step).lower(hyper, (state.model, state.opt_state), batch, batch, state.root)
+        return (step.compile().cost_analysis() or {}).get("flops", 0.0)
+
+    def time(self, form: str, part: str) -> float:
+        """Seconds of one training step, or one evaluation, of all the station's lanes."""
+        return seconds(getattr(self.forms[form], part), 1) / (STEPS if part == "step" else 1)
 
     def gemm(self) -> float:
         """GFLOP/s of one large matrix product."""

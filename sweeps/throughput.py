@@ -26,7 +26,7 @@ from siitjax.policy import choose_policy
 from siitjax.report import cost_picture
 from siitjax.station import Crew, Setup, Station, in_turn
 from siitjax.sweep import Occupancy
-from siitjax.timing import PARTS, seconds
+from siitjax.timing import PARTS, STEPS, seconds
 from siitjax.train import TrainConfig, Updates
 
 
@@ -91,7 +91,7 @@ class Throughput(Command):
     updates: Updates = flag("single", "updates a batch: single or three")
     peer: Literal["", "torch"] = flag("", "also time the same step and evaluation in TransformerLens: torch")
     runs: int = flag(30, "timed runs of each; medians are printed", least=3)
-    profile: bool = flag(False, "also write a trace of ten steps to --out, for Perfetto or TensorBoard")
+    profile: bool = flag(False, "also write a trace of some steps to --out, for Perfetto or TensorBoard")
     out: str = flag("", "folder for throughput.json and the picture; by default nothing is written")
 
     def run(self) -> int:
@@ -148,20 +148,21 @@ class Throughput(Command):
                 alone = Station(setup(("plain", "fast"), lanes, places))
                 ask = lambda what, *arguments: [getattr(alone, what)(*arguments)]
                 spread = {"plain": alone.time, "fast": alone.time}
-            counted = alone.prepare() / 1e9
+            alone.prepare()
+            counted = alone.counted() / 1e9
             work: dict[str, Callable[[], float]] = {"gemm": lambda: sum(ask("gemm"))}
             members = {}
             for name, time in spread.items():
                 members[name] = 1 if policy.workers and name == "plain" else lanes
                 for part in PARTS:
-                    form, repeats = name.split(",")[0], 4 if part == "step" else 1
+                    form = name.split(",")[0]
                     if time is None:
-                        work[f"{name} {part}"] = lambda f=form, p=part, r=repeats: max(ask("time", f, p, r))
+                        work[f"{name} {part}"] = lambda f=form, p=part: max(ask("time", f, p))
                     else:
-                        work[f"{name} {part}"] = lambda t=time, f=form, p=part, r=repeats: t(f, p, r)
+                        work[f"{name} {part}"] = lambda t=time, f=form, p=part: t(f, p)
             if peer is not None:
                 members["torch"] = 1
-                for part, repeats in zip(PARTS, (4, 1), strict=True):
+                for part, repeats in zip(PARTS, (STEPS, 1), strict=True):
                     work[f"torch {part}"] = lambda p=part, r=repeats: seconds(getattr(peer, p), r)
             if self.distributed:
                 hosts.wait("timing")
@@ -177,8 +178,8 @@ class Throughput(Command):
         station = Station(Setup(self.case, self.batch_size, self.updates, ("fast",), 1, 1, "map"))
         station.prepare()
         with jax.profiler.trace(str(folder), create_perfetto_trace=True):
-            station.time("fast", "step", 10)
-        print(f"trace of ten steps: {folder} (TensorBoard), and perfetto_trace.json.gz in it (ui.perfetto.dev)")
+            station.time("fast", "step")
+        print(f"trace of {STEPS} steps: {folder} (TensorBoard), and perfetto_trace.json.gz in it (ui.perfetto.dev)")
 
 
 def _torch(config: TrainConfig) -> Any:

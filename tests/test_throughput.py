@@ -69,14 +69,28 @@ def test_the_peer_patches_as_our_interchange_does():
 
 
 def test_the_command_prints_a_row_a_form_and_writes_them(tmp_path):
-    flags = ("--case=left_greater", "--batch_size=8", "--runs=3", "--lanes=2", "--peer=torch", f"--out={tmp_path}")
-    command = [sys.executable, "-W", "ignore", "-m", "sweeps.throughput", *flags]
+    small = ("--case=left_greater", "--batch_size=8", "--runs=3", "--lanes=1")
+    command = [sys.executable, "-W", "ignore", "-m", "sweeps.throughput", *small, "--peer=torch", f"--out={tmp_path}"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     found = json.loads((tmp_path / "throughput.json").read_text())
     rows = [(row["form"], row["lanes"]) for row in found["timings"]]
-    assert rows == [(form, 2) for form in ("plain", "fast", "torch")]
-    assert all(row["step_ms"] > 0 for row in found["timings"])
+    assert rows == [(form, 1) for form in ("plain", "plain, pinned", "fast", "torch")]
+    assert all(row["step_ms"] > 0 and row["epoch_ms"] > row["step_ms"] for row in found["timings"])
+    (cost,) = found["costs"]
+    assert 0 < cost["occupancy"] <= 1
+    assert cost["cached_s"] < cost["compile_s"]
+    assert (tmp_path / "throughput.png").exists()
     again = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (again.returncode, again.stdout) == (2, "")
     assert "exists; choose another --out" in again.stderr
+
+
+def test_lanes_on_devices_are_timed_in_one_process(tmp_path):
+    small = ("--case=left_greater", "--batch_size=8", "--runs=3", "--lanes=2", "--devices=2", "--profile")
+    command = [sys.executable, "-W", "ignore", "-m", "sweeps.throughput", *small, f"--out={tmp_path}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads((tmp_path / "throughput.json").read_text())
+    assert [(row["form"], row["lanes"]) for row in found["timings"]] == [("plain", 2), ("fast", 2)]
+    assert [*(tmp_path / "profile").rglob("perfetto_trace.json.gz")]

@@ -8,12 +8,16 @@ Nothing here is ever unpickled.
 """
 
 import json
+import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,6 +29,18 @@ from siitjax.train import State
 FORMAT = 1
 KEPT = 3
 """Checkpoints that a worker keeps: the last ones."""
+
+# What orbax logs, at length, it raises too.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+def _report(unraisable: Any, report: Callable[[Any], Any] = sys.unraisablehook) -> None:
+    # Of a reader that failed, tensorstore's other reads find the loop closed.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        report(unraisable)
+
+
+sys.unraisablehook = _report
 
 NAMES = ocp.step.standard_name_format(step_format_fixed_length=8)
 
@@ -150,8 +166,7 @@ def load(folder: Path, spot: Spot, like: State) -> State:
     """
     place = folder / spot.start / f"{spot.step:08d}"
     try:
-        with ocp.StandardCheckpointer() as reader:
-            found = reader.restore((place / "states").absolute())
+        found = _read(place.absolute())
         leaves, tree = jax.tree.flatten(jax.eval_shape(without_keys, like))
         own = [np.asarray(found[f"{i:03d}"])[spot.lane] for i in range(len(leaves))]
         if [(x.shape, x.dtype) for x in own] != [(x.shape, x.dtype) for x in leaves]:
@@ -159,6 +174,13 @@ def load(folder: Path, spot: Spot, like: State) -> State:
     except Exception as error:  # orbax and tensorstore raise of every kind
         raise CheckpointError(f"{place} is torn ({_short(error)})") from None
     return with_keys(jax.tree.unflatten(tree, own), like)
+
+
+@lru_cache(maxsize=1)
+def _read(place: Path) -> Mapping[str, Any]:
+    """The states of all lanes; kept for the next member, which was mostly saved beside the one before."""
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(place / "states")
 
 
 def forget(folder: Path, needed: Mapping[int, Sequence[Spot]] | None = None) -> None:

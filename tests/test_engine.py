@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import pytest
 
+import siitjax.checkpoint
 import siitjax.lanes
 import siitjax.policy
 import siitjax.sweep
@@ -317,6 +318,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(interrupted):
         *torn, mended = damages(file).items()
         for how, damage in torn:
             damage()
+            siitjax.checkpoint._read.cache_clear()
             heard = Heard()
             spots = find(interrupted, SWEEP)
             engine = Engine(LASTING, on(1), heard.keep, lambda spot, like: load(interrupted, spot, like), heard)

@@ -18,8 +18,8 @@ import jax
 import cases
 from siitjax.cores import pinned
 from siitjax.forms import PLAIN, fastest
-from siitjax.lanes import Batching, compile_program
-from siitjax.sweep import Engine, Member, Occupancy, Watcher
+from siitjax.lanes import Batching, Program, compile_program
+from siitjax.sweep import Engine, Member, Watcher
 from siitjax.timing import LARGE_GFLOP, PARTS, STEPS, Timed, large_product, seconds
 from siitjax.train import Hyperparams, TrainConfig, draw_data, make_train
 
@@ -85,52 +85,46 @@ class Station:
         """GFLOP/s of one large matrix product."""
         return LARGE_GFLOP / seconds(self.product, 3)
 
-    def compilation(self) -> tuple[float, float]:
-        """Seconds to compile a bucket of the engine with nothing cached, and again from the cache."""
+    def engine(self) -> tuple[dict[str, float], float, float]:
+        """The engine's occupancy, and the seconds that its program takes to compile with nothing cached and again.
+
+        The queue is four times the lanes, of long and short members in turn. A short one diverges in its first epoch:
+        its learning rate sees to that.
+        """
+        config = replace(self.setup.config, epochs=EPOCHS)
+        devices = jax.local_devices()[: self.setup.devices]
+        programs: list[Program] = []
         with tempfile.TemporaryDirectory() as folder:
             jax.config.update("jax_compilation_cache_dir", folder)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-            both = []
             for _ in range(2):
                 jax.clear_caches()
-                both.append(self._program(self.setup.config).seconds)
+                lanes, batching = self.setup.lanes, self.setup.batching
+                programs.append(compile_program(config, lanes, batching=batching, devices=devices))
             jax.config.update("jax_compilation_cache_dir", None)
-        return both[0], both[1]
-
-    def occupancy(self) -> Occupancy:
-        """That of the engine on a queue of four times the lanes, of long and short members in turn.
-
-        A short one diverges in its first epoch: its learning rate sees to that.
-        """
-        config = replace(self.setup.config, epochs=EPOCHS)
-        members = [
-            Member("long" if i % 2 == 0 else "short", i, config, Hyperparams(lr_start=1e-3 if i % 2 == 0 else 1e38))
-            for i in range(QUEUE * self.setup.lanes)
-        ]
-        program, waiting = self._program(config), [*range(len(members))]
+        cold, cached = programs
+        rates = [1e-3, 1e38]
+        members = [Member("", i, config, Hyperparams(lr_start=rates[i % 2])) for i in range(QUEUE * self.setup.lanes)]
         engine = Engine(
             members,
-            compiled=lambda config, most: program,
+            compiled=lambda config, most: cached,
             keep=lambda index, member, outcome: {},
             load=lambda spot, like: like,
             watcher=Watcher(),
         )
+        waiting = [*range(len(members))]
 
         class Queue:
             def take(self, like):
                 return (waiting.pop(0), ()) if waiting else None
 
         engine.run(Queue())
-        return engine.occupancy
+        return asdict(engine.occupancy), cold.seconds, cached.seconds
 
     def memory(self) -> float:
         """GiB at the most: of the device where it says so, else of the process."""
         on_device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         return on_device / 2**30 if on_device else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-    def _program(self, config: TrainConfig):
-        devices = jax.local_devices()[: self.setup.devices]
-        return compile_program(config, self.setup.lanes, batching=self.setup.batching, devices=devices)
 
 
 class Crew:
@@ -183,7 +177,7 @@ def main(argv: Sequence[str]) -> None:
     for line in sys.stdin:
         what, *arguments = json.loads(line)
         answer = getattr(station, what)(*arguments)
-        answers.write(json.dumps(asdict(answer) if isinstance(answer, Occupancy) else answer) + "\n")
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 

@@ -207,9 +207,10 @@ def _timing(form: str, members: int, found: dict[str, float], steps: int, gflop:
 
 
 def _cost(ask: Callable[..., list[Any]], lanes: int) -> Cost:
-    shares = [found if isinstance(found, Occupancy) else Occupancy(**found) for found in ask("occupancy")]
-    cold, cached = (max(times) for times in zip(*ask("compilation"), strict=True))
-    return Cost(lanes, sum(shares, Occupancy()).shares()["while_waiting"], cold, cached, sum(ask("memory")))
+    engines, memory = ask("engine"), sum(ask("memory"))
+    occupancy = sum((Occupancy(**found) for found, _, _ in engines), Occupancy())
+    cold, cached = (max(engine[i] for engine in engines) for i in (1, 2))
+    return Cost(lanes, occupancy.shares()["while_waiting"], cold, cached, memory)
 
 
 def _timings_table(timings: Sequence[Timing]) -> Table:

@@ -69,7 +69,7 @@ def test_the_peer_patches_as_our_interchange_does():
 
 
 def test_the_command_prints_a_row_a_form_and_writes_them(tmp_path):
-    small = ("--case=left_greater", "--batch_size=8", "--runs=3", "--lanes=1")
+    small = ("--case=left_greater", "--runs=3", "--lanes=1")
     command = [sys.executable, "-W", "ignore", "-m", "sweeps.throughput", *small, "--peer=torch", f"--out={tmp_path}"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
@@ -87,7 +87,7 @@ def test_the_command_prints_a_row_a_form_and_writes_them(tmp_path):
 
 
 def test_lanes_on_devices_are_timed_in_one_process(tmp_path):
-    small = ("--case=left_greater", "--batch_size=8", "--runs=3", "--lanes=2", "--devices=2", "--profile")
+    small = ("--case=left_greater", "--runs=3", "--lanes=2", "--devices=2", "--profile")
     command = [sys.executable, "-W", "ignore", "-m", "sweeps.throughput", *small, f"--out={tmp_path}"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr

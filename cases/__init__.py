@@ -49,4 +49,6 @@ def build(
     if len(parts) == 1:
         return replace(parts[0], counterfactual=counterfactual)
     auto = max(32 / max(part.d_model for part in parts), 1.25)
-    return combine(parts, width_factor=width_factor or auto, counterfactual=counterfactual)
+    # The original's rule goes with the original's layout, in which no node chooses the answer.
+    selection = counterfactual == "causal"
+    return combine(parts, width_factor=width_factor or auto, selection=selection, counterfactual=counterfactual)

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import jax
 from rich.console import Console
+from rich.table import Table
 
 from siitjax import hosts
 from siitjax.checkpoint import find, forget
@@ -69,6 +70,10 @@ class Question(Command):
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         """What the rows say."""
 
+    def tables(self, rows: Sequence[Row], results: Results) -> Sequence[Table]:
+        """What is printed before the verdict: one table a setting, unless a question adds to it."""
+        return [table(summarise(rows), f"{self.title} ({self.case})")]
+
     def run(self) -> int:
         """Trains what has no row yet, and reports; 130 or 143 when a signal ended it."""
         if self.devices:
@@ -83,7 +88,7 @@ class Question(Command):
         screen = Console(width=None if sys.stdout.isatty() else 160)
         rows = results.check(resume=self.resume or self.distributed)
         if rows is not None and len(rows) == len(members) and results.is_finished():
-            _show(self, rows, screen)
+            _show(self, rows, results, screen)
             screen.print(f"{results.folder} was finished before; nothing was changed.", soft_wrap=True, highlight=False)
             return 0
         use_compilation_cache()
@@ -128,7 +133,7 @@ class Question(Command):
 
     def _report(self, results: Results, occupancy: Occupancy | None, screen: Console) -> int:
         rows = results.check(resume=True) or []
-        verdict = _show(self, rows, screen)
+        verdict = _show(self, rows, results, screen)
         busy = {} if occupancy is None else {"occupancy": occupancy.shares()}
         with results.usable():
             for name in ("figure.png", "figure.pdf"):
@@ -163,8 +168,9 @@ def worker_words(question: Question) -> tuple[str, list[str]]:
     return f"{module}:{kind.__name__}", as_flags(question)
 
 
-def _show(question: Question, rows: Sequence[Row], screen: Console) -> Verdict:
+def _show(question: Question, rows: Sequence[Row], results: Results, screen: Console) -> Verdict:
     verdict = question.verdict(rows)
-    screen.print(table(summarise(rows), f"{question.title} ({question.case})"))
+    for found in question.tables(rows, results):
+        screen.print(found)
     screen.print(str(verdict), soft_wrap=True, highlight=False)
     return verdict

@@ -64,6 +64,7 @@ class Member:
                 "vocabulary": list(case.vocabulary),
                 "circuit": {v.name: str(v.node) if v.node else None for v in case.variables},
                 "loss": repr(case.loss),
+                "counterfactual": case.counterfactual,
                 **asdict(case.config),
             },
         }

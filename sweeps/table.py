@@ -62,7 +62,9 @@ class Models(Question):
 
     def members(self) -> Sequence[Member]:
         # A single task has no rule of its own: the original's frozen one is that of its combined models.
-        kinds = [(model, rule) for model in self.models() for rule in self.rules if "+" in model or rule == "causal"]
+        kinds: list[tuple[str, Counterfactual]] = [
+            (model, rule) for model in self.models() for rule in self.rules if "+" in model or rule == "causal"
+        ]
         return [
             Member(f"{model}, {rule}", seed, self._config(model, rule), Hyperparams(p_unused=self.p_unused))
             for seed in range(self.seeds)

@@ -24,7 +24,7 @@ import siitjax.lanes
 import siitjax.policy
 import siitjax.sweep
 from siitjax.checkpoint import CheckpointError, Checkpoints, find, load
-from siitjax.lanes import Program, compile_program
+from siitjax.lanes import Batching, Program, compile_program
 from siitjax.launch import Waiting
 from siitjax.objective import Sampling
 from siitjax.policy import Compiler, Policy, choose_policy, use_compilation_cache
@@ -47,7 +47,7 @@ SWEEP = "the digest of this sweep"
 @pytest.fixture(autouse=True, scope="module")
 def compiled_before():
     """Programs come from the disk where an earlier run of the tests left them."""
-    before = jax.config.jax_compilation_cache_dir
+    before = jax.config.values["jax_compilation_cache_dir"]
     use_compilation_cache()
     yield
     jax.config.update("jax_compilation_cache_dir", before)
@@ -68,7 +68,7 @@ def counted(config: TrainConfig):
 
 
 @cache
-def program(config: TrainConfig, lanes: int, batching="map") -> Program:
+def program(config: TrainConfig, lanes: int, batching: Batching = "map") -> Program:
     """Each is compiled once in this file, and traced once in that."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(siitjax.lanes, "make_train", counted)
@@ -78,7 +78,7 @@ def program(config: TrainConfig, lanes: int, batching="map") -> Program:
     return made
 
 
-def on(lanes: int, batching="map") -> Callable[[TrainConfig, int | None], Program]:
+def on(lanes: int, batching: Batching = "map") -> Callable[[TrainConfig, int | None], Program]:
     """A compiler for so many lanes, or the most that are allowed."""
     return lambda config, most: program(config, min(lanes, most or lanes), batching)
 

@@ -4,10 +4,14 @@ Members are independent, so that a host waits for the others only at the beginni
 """
 
 import os
+import threading
 from collections.abc import Sequence
 
 import jax
 from jax.experimental import multihost_utils
+
+PATIENCE = 5.0
+"""Seconds that an interrupted host waits for the others to end too; those that go on then are ended by JAX."""
 
 
 def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
@@ -32,6 +36,13 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
             f"--distributed found no cluster ({' '.join(str(error).split())[:120]}); give --coordinator=host:port, "
             "--hosts=N and --host=I on each host"
         ) from None
+
+
+def leave() -> None:
+    """Takes leave of the other hosts, and waits no longer than PATIENCE for theirs: they may be in training."""
+    farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    farewell.start()
+    farewell.join(PATIENCE)
 
 
 def ours(waiting: Sequence[int]) -> list[int]:

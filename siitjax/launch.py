@@ -22,7 +22,7 @@ class Ended:
     Attributes:
         signal: the one that ended it, or None.
         given_up: members whose workers were lost, and how.
-        at_once: whether a compilation was left running, which the process cannot wait for.
+        at_once: whether something was left running that the process cannot wait for: a compilation, other hosts.
     """
 
     occupancy: Occupancy = field(default_factory=Occupancy)
@@ -31,7 +31,7 @@ class Ended:
     at_once: bool = False
 
     def leave(self) -> int:
-        """The exit code of a process that a signal ended; does not return where a compilation is still running."""
+        """The exit code of a process that a signal ended; does not return where it is to leave at once."""
         code = 128 + (self.signal or 0)
         if self.at_once:
             sys.stdout.flush()

@@ -9,7 +9,7 @@ import os
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -118,7 +118,9 @@ class Question(Command):
                 "and what was in training is saved. Go on with the same command and --resume.",
                 highlight=False,
             )
-            return ended.leave()
+            if self.distributed:
+                hosts.leave()
+            return replace(ended, at_once=ended.at_once or self.distributed).leave()
         if ended is not None and ended.given_up:
             index, cause = next(iter(ended.given_up.items()))
             raise ResultsError(

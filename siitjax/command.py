@@ -1,5 +1,6 @@
 """Command lines from dataclasses: every field is a flag, and bad input is one line."""
 
+import signal
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -40,12 +41,15 @@ class Command(ABC):
 
 
 def main(command: type[Command], argv: Sequence[str] | None = None) -> None:
-    """Runs a command, and exits with what it gives, or with 2 on bad input."""
+    """Runs a command, and exits with what it gives, with 2 on bad input, or with 130 on Ctrl-C."""
     try:
         sys.exit(parse(command, sys.argv if argv is None else argv).run())
     except (ValueError, MemoryError, flags.Error) as error:
         print(f"{command.__name__.lower()}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print(f"{command.__name__.lower()}: interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def as_flags(command: Command) -> list[str]:

@@ -304,8 +304,9 @@ def test_a_full_disk_is_one_line_and_what_was_written_is_whole(whole, tmp_path, 
         for kind in ("csv", "safetensors"):
             name = f"members/{row['member']:04d}.{kind}"
             assert (folder / name).read_bytes() == (whole / name).read_bytes()
-    Run(folder, *SMALL, "--workers=1", "--resume").end(0)
-    assert_same(folder, whole)
+    if size == "40k":
+        Run(folder, *SMALL, "--workers=1", "--resume").end(0)
+        assert_same(folder, whole)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(unfinished):

@@ -11,7 +11,10 @@ import pytest
 
 SMALL = ("--seeds=2", "--samples=500", "--batch_size=50", "--epochs=3", "--workers=1")
 REFUSED = (
-    (("--case=left_greter",), 'case is "left_greter"; did you mean "left_greater"? It must be one of left_greater, '),
+    (
+        ("--case=left_greter",),
+        'case is "left_greter"; did you mean "left_greater"? It must be one of duplicate_remover, ',
+    ),
     (("--updates=single,tree",), 'updates is "tree"; did you mean "three"? It must be one of single, three'),
     (("--drawn_per=exemple",), 'drawn_per is "exemple"; did you mean "example"?'),
     (("--beta2=0.9,1",), "beta2 is 1.0; it must be at least 0 and less than 1"),

@@ -196,9 +196,11 @@ def test_a_mesh_gives_the_same_members_but_for_rounding(whole, tmp_path):
                 np.testing.assert_allclose(ours[name], weight, rtol=0, atol=WEIGHTS_OFF, err_msg=name)
 
 
-def kill_worker(run: Run) -> None:
+def kill_worker(run: Run) -> int:
+    """Kills the run's one worker; its number."""
     (worker,) = run.children()
     os.kill(worker, signal.SIGKILL)
+    return worker
 
 
 def test_a_member_whose_worker_is_killed_is_run_again(whole, tmp_path):
@@ -212,8 +214,8 @@ def test_a_member_whose_workers_are_killed_twice_is_given_up_and_the_others_are_
     folder = tmp_path / "results"
     run = Run(folder, *SMALL, "--workers=1")
     for life in (1, 2):
-        kill_worker(run.until_said("compiling", life))
-        run.until(lambda: not run.children())
+        killed = kill_worker(run.until_said("compiling", life))
+        run.until(lambda killed=killed: killed not in run.children())
     line = last_line(run.end(2))
     assert "1 member(s) were given up after two workers were lost, such as member 0 (killed by SIGKILL" in line
     assert "3 of 4 are kept" in line

@@ -53,12 +53,13 @@ def workers_of(pid: int) -> list[int]:
     return [int(word) for word in found]
 
 
-def doing(folder: Path) -> str:
-    """What a run does just now, by what lies in its folder and what it said last."""
-    if [*folder.glob("checkpoints/*/*tmp*")]:
-        return "saving a checkpoint"
-    if [*folder.glob(".*.new"), *folder.glob("members/.*.new")]:
-        return "writing a file"
+def doing(folder: Path, since: float) -> str:
+    """What a run that began at `since` does just now, by what lies in its folder and what it said last."""
+    for pattern, words in (("checkpoints/*/*tmp*", "saving a checkpoint"), ("**/.*.new", "writing a file")):
+        for path in folder.glob(pattern):
+            with contextlib.suppress(FileNotFoundError):  # it is done already
+                if path.stat().st_mtime > since:  # an earlier kill may have left others
+                    return words
     lines = folder.with_suffix(".log").read_text().splitlines()
     if lines and lines[-1].endswith("compiling"):
         return "compiling or training"
@@ -104,15 +105,16 @@ class Chaos(Command):
 
     def _kill(self, process: subprocess.Popen[bytes], folder: Path, rng: random.Random, n: int, workers: int) -> bool:
         """Kills something of the run at some moment; false where it was finished before."""
-        began, until = time.monotonic(), time.monotonic() + rng.uniform(0.3, RUN_SECONDS)
+        began, since = time.monotonic(), time.time()
+        until = began + rng.uniform(0.3, RUN_SECONDS)
         sought = rng.choice(("", "", "saving a checkpoint", "writing a file"))
         while time.monotonic() < until:
             if process.poll() is not None:
                 return False
-            if sought and doing(folder) == sought:
+            if sought and doing(folder, since) == sought:
                 break
             time.sleep(0.002 if sought else 0.02)
-        what, seen = rng.choice(("the sweep", "a worker", "all its processes")), doing(folder)
+        what, seen = rng.choice(("the sweep", "a worker", "all its processes")), doing(folder, since)
         children = workers_of(process.pid)
         if process.poll() is not None:
             return False

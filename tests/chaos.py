@@ -28,6 +28,13 @@ RUN_SECONDS = 9.0
 LAST = 600.0
 """Seconds after which a run is taken to hang."""
 
+PLACES = {
+    "checkpoints/*/*tmp*": "saving a checkpoint",
+    ".*.new": "writing a file",
+    "members/.*.new": "writing a file",
+}
+"""What lies in a folder while something is written there."""
+
 Contents = dict[str, object]
 
 
@@ -55,11 +62,11 @@ def workers_of(pid: int) -> list[int]:
 
 def doing(folder: Path, since: float) -> str:
     """What a run that began at `since` does just now, by what lies in its folder and what it said last."""
-    for pattern, words in (("checkpoints/*/*tmp*", "saving a checkpoint"), ("**/.*.new", "writing a file")):
-        for path in folder.glob(pattern):
-            with contextlib.suppress(FileNotFoundError):  # it is done already
-                if path.stat().st_mtime > since:  # an earlier kill may have left others
-                    return words
+    for pattern, words in PLACES.items():
+        with contextlib.suppress(FileNotFoundError):  # it is done, or taken away, just now
+            # An earlier kill may have left others.
+            if any(path.stat().st_mtime > since for path in folder.glob(pattern)):
+                return words
     lines = folder.with_suffix(".log").read_text().splitlines()
     if lines and lines[-1].endswith("compiling"):
         return "compiling or training"

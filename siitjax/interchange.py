@@ -59,7 +59,7 @@ def interchange_by_depth(
     The first answer returned is the base run's, with nothing swapped; those of the groups' masks follow, in order.
 
     Args:
-        groups: masks, each group with the first layer that any of them swaps, or None for the embedding.
+        groups: masks, each group with the depth of the first node that any of them swaps, see `Node.depth`.
     """
     run = (form or fastest()).run
     activations = _source(run, model, source, embedding)

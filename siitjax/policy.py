@@ -1,4 +1,5 @@
-"""How members are spread over the hardware, by backend; every choice can be overridden, and gives the same rows.
+"""How members are spread over the hardware, by backend; every choice can be overridden, and gives the same
+rows but for the order in which XLA adds.
 
 On CPU one member a worker process, each process pinned to a core: vectorising over members makes a CPU slower. On
 GPU and TPU members are the lanes of one program, over all devices, as many as memory holds.

@@ -20,7 +20,7 @@ from typing import IO
 import numpy as np
 
 from siitjax.checkpoint import Spot
-from siitjax.cores import cores
+from siitjax.cores import cores, pinned
 from siitjax.sweep import Member, Occupancy, Watcher
 from siitjax.train import TrainConfig
 
@@ -96,17 +96,18 @@ class Pool:
 
     def _run_one(self, k: int, name: str) -> None:
         core = cores()[k % len(cores())]
-        command = [sys.executable, "-m", "siitjax.worker", self.question, str(core), name, *self.flags]
+        command = [sys.executable, "-m", "siitjax.worker", self.question, name, *self.flags]
         with tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                pass_fds=self.inherit,
-                env={**os.environ, "JAX_PLATFORMS": "cpu"},
-            )
+            with pinned(core):
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    pass_fds=self.inherit,
+                    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+                )
             self.processes.append(process)
             if self.stopping:
                 _tell(process, {"stop": True})

@@ -1,6 +1,6 @@
-"""A worker process: pinned to one core, it trains what its pool hands it, one member after another.
+"""A worker process, which its pool keeps on one core: it trains what its pool hands it, one member after another.
 
-    python -m siitjax.worker sweeps.betas:Betas --flags ...
+    python -m siitjax.worker sweeps.betas:Betas START --flags ...
 
 It is started by `siitjax.pool`, with the same question as its parent and so the same members, and speaks with it in
 lines of JSON: on its standard output it says what happens and asks for members, on its standard input it is answered.
@@ -39,9 +39,7 @@ def find_question(name: str) -> Any:
 
 def work(question: Any, start: str, said: IO[str], heard: IO[str]) -> int:
     """Trains until the pool has no more; gives the exit code."""
-    # Imported here, since the core must be chosen before JAX starts its threads.
-    import jax
-
+    # Imported here, since the signals must be ignored before anything takes long.
     from siitjax.checkpoint import Checkpoints, Occupant, Spot, load
     from siitjax.policy import Compiler, Policy, use_compilation_cache
     from siitjax.results import Results
@@ -111,7 +109,7 @@ def work(question: Any, start: str, said: IO[str], heard: IO[str]) -> int:
         with Checkpoints(results.checkpoints, start, results.digest) as engine.checkpoints:
             engine.run(Asking())
             engine.checkpoints.wait()
-        say(says="done", occupancy=asdict(engine.occupancy), device=jax.devices()[0].device_kind)
+        say(says="done", occupancy=asdict(engine.occupancy))
     except (ValueError, OSError, MemoryError) as error:
         say(says="failed", words=" ".join(str(error).split()))
         return BAD_INPUT
@@ -119,12 +117,10 @@ def work(question: Any, start: str, said: IO[str], heard: IO[str]) -> int:
 
 
 def main(argv: list[str]) -> None:
-    """The process: `argv` is the question's name, the core, this start's name, and the question's flags."""
-    name, core, start, *flags = argv
+    """The process: `argv` is the question's name, this start's name, and the question's flags."""
+    name, start, *flags = argv
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # they reach the whole group; the parent says what is to be done
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {int(core)})
     # What libraries print must not come between the lines that the parent reads.
     said = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -1,8 +1,9 @@
 """A case: one task with its causal model, the transformer it is trained into, its data and its loss."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,17 @@ class Case:
     def circuit(self) -> Circuit:
         """The causal model on this transformer's nodes."""
         return Circuit(self.variables, self.config.nodes, self.counterfactual)
+
+    def describe(self) -> dict[str, Any]:
+        """What decides how it is trained and measured, as JSON has it."""
+        return {
+            "name": self.name,
+            "vocabulary": list(self.vocabulary),
+            "circuit": {v.name: str(v.node) if v.node else None for v in self.variables},
+            "loss": repr(self.loss),
+            "counterfactual": self.counterfactual,
+            **asdict(self.config),
+        }
 
     def with_context(self, n_ctx: int) -> "Case":
         """The same case on samples of `n_ctx` tokens."""

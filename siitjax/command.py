@@ -17,9 +17,14 @@ def flag(default: Any, about: str, *, least: float | int | None = None) -> Any:
     return field(default=default, metadata={"about": about, "least": least})
 
 
+def argument(about: str) -> Any:
+    """A field that is given without a name, in the order of the fields."""
+    return field(metadata={"about": about, "least": None, "positional": True})
+
+
 @dataclass(frozen=True)
 class Command(ABC):
-    """What a command line asks for: every field is a flag, and a tuple is given as a list with commas.
+    """What a command line asks for: every field is a flag, or an argument; a tuple is a list with commas.
 
     Raises:
         ValueError: a value is out of its range.
@@ -58,21 +63,36 @@ def as_flags(command: Command) -> list[str]:
     def words(value: Any) -> str:
         return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
-    return [f"--{f.name}={words(getattr(command, f.name))}" for f in fields(command)]
+    given = [str(getattr(command, f.name)) for f in _arguments(type(command))]
+    return [*given, *(f"--{f.name}={words(getattr(command, f.name))}" for f in _flags(type(command)))]
+
+
+def _arguments(command: type[Command]) -> list[Field]:
+    return [f for f in fields(command) if f.metadata.get("positional")]
+
+
+def _flags(command: type[Command]) -> list[Field]:
+    return [f for f in fields(command) if not f.metadata.get("positional")]
 
 
 def parse(command: type[Command], argv: Sequence[str]) -> Command:
     """What the command line asks for. Prints the help and exits where that is asked for."""
     values = flags.FlagValues()
     flags.DEFINE_boolean("help", False, "show this text", flag_values=values, short_name="h")
-    readers = {f.name: _define(f, values) for f in fields(command)}
-    rest = values(argv)[1:]
-    if rest:
-        raise ValueError(f'"{rest[0]}" is not a flag; flags are given as --name=value, and --help lists them')
+    readers = {f.name: _define(f, values) for f in _flags(command)}
+    rest, wanted = values(argv)[1:], _arguments(command)
     if values["help"].value:
-        print(f"{(command.__doc__ or '').strip()}\n\nFlags:{values.get_help(prefix='  ')}")
+        usage = "".join(f"\n\n{f.name.upper()}: {f.metadata['about']}" for f in wanted)
+        print(f"{(command.__doc__ or '').strip()}{usage}\n\nFlags:{values.get_help(prefix='  ')}")
         sys.exit(0)
-    return command(**{name: read(values[name].value) for name, read in readers.items()})
+    if len(rest) > len(wanted):
+        kind = "an argument too many" if wanted else "not a flag"
+        raise ValueError(f'"{rest[len(wanted)]}" is {kind}; flags are given as --name=value, and --help lists them')
+    if len(rest) < len(wanted):
+        missing = wanted[len(rest)]
+        raise ValueError(f"{missing.name.upper()} is missing: {missing.metadata['about']}")
+    given = {f.name: word for f, word in zip(wanted, rest, strict=True)}
+    return command(**given, **{name: read(values[name].value) for name, read in readers.items()})
 
 
 def _define(f: Field, values: flags.FlagValues) -> Callable[[Any], Any]:

@@ -11,23 +11,26 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 from rich.console import Console
 from rich.table import Table
 
+import cases
 from siitjax import hosts
+from siitjax.case import Case
 from siitjax.checkpoint import find, forget
 from siitjax.command import Command, as_flags, flag
 from siitjax.files import replaced
 from siitjax.launch import launch
-from siitjax.objective import DrawnPer
+from siitjax.objective import DrawnPer, Sampling
 from siitjax.policy import Policy, choose_policy, use_compilation_cache
 from siitjax.progress import Progress
 from siitjax.report import Verdict, picture, summarise, summary, table
 from siitjax.results import Results, ResultsError, Row
 from siitjax.sweep import Member, Occupancy
+from siitjax.train import TrainConfig, Updates
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,16 @@ class Question(Command):
     @abstractmethod
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         """What the rows say."""
+
+    def build(self, **layout: Any) -> Case:
+        """The case that is asked for; `layout` as `cases.build` takes it."""
+        return cases.build(self.case, **{"width_factor": self.width_factor, "init_gain": self.init_gain, **layout})
+
+    def train_config(self, case: Case, updates: Updates = "single", **sampling: Any) -> TrainConfig:
+        """How a case is trained; `sampling` is what differs from the flags."""
+        how = Sampling(**{"drawn_per": self.drawn_per, "embedding": self.embedding, **sampling})
+        samples = self.samples * max(len(case.tasks), 1)
+        return TrainConfig(case, self.epochs, self.batch_size, samples, updates, how)
 
     def tables(self, rows: Sequence[Row], results: Results) -> Sequence[Table]:
         """What is printed before the verdict: one table a setting, unless a question adds to it."""

@@ -47,7 +47,7 @@ class Member:
 
     def describe(self) -> dict[str, Any]:
         """Everything that decides its result, as JSON has it."""
-        case, hyper = self.config.case, asdict(self.hyper)
+        hyper = asdict(self.hyper)
         return {
             "setting": self.setting,
             "seed": self.seed,
@@ -59,14 +59,7 @@ class Member:
                 "updates": self.config.updates,
                 **asdict(self.config.sampling),
             },
-            "case": {
-                "name": case.name,
-                "vocabulary": list(case.vocabulary),
-                "circuit": {v.name: str(v.node) if v.node else None for v in case.variables},
-                "loss": repr(case.loss),
-                "counterfactual": case.counterfactual,
-                **asdict(case.config),
-            },
+            "case": self.config.case.describe(),
         }
 
 

@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-import cases
 from siitjax.command import flag, main
 from siitjax.compare import lag
-from siitjax.objective import Sampling
 from siitjax.question import Question
 from siitjax.report import Verdict
 from siitjax.results import Row
 from siitjax.sweep import Member
-from siitjax.train import Hyperparams, TrainConfig, Updates
+from siitjax.train import Hyperparams, Updates
 
 
 @dataclass(frozen=True)
@@ -33,14 +31,13 @@ class Betas(Question):
     updates: tuple[Updates, ...] = flag(("single", "three"), "updates a batch: single, three")
 
     def members(self) -> Sequence[Member]:
-        case = cases.build(self.case, width_factor=self.width_factor, init_gain=self.init_gain)
-        sampling = Sampling(drawn_per=self.drawn_per, embedding=self.embedding)
+        case = self.build()
         settings = product(self.beta1, self.beta2, self.updates)
         return [
             Member(
                 setting=f"{updates}, beta2 {beta2:g}" + (f", beta1 {beta1:g}" if len(self.beta1) > 1 else ""),
                 seed=seed,
-                config=TrainConfig(case, self.epochs, self.batch_size, self.samples, updates, sampling),
+                config=self.train_config(case, updates),
                 hyper=Hyperparams(beta1=beta1, beta2=beta2, p_unused=self.p_unused),
             )
             for beta1, beta2, updates in settings

@@ -15,7 +15,7 @@ from siitjax.circuit import Counterfactual
 from siitjax.command import flag, main
 from siitjax.evaluate import Metrics, evaluate
 from siitjax.export import load_weights
-from siitjax.objective import DrawnPer, Sampling
+from siitjax.objective import DrawnPer
 from siitjax.question import Question
 from siitjax.report import Verdict, percent
 from siitjax.results import Results, Row
@@ -52,6 +52,7 @@ class Models(Question):
     init_gain: float = flag(0.18, "gain of the Xavier normal initialisation; 0.18 is the original's 0.8 / sqrt(20)")
     drawn_per: DrawnPer = flag("example", "draw the nodes to swap once a batch, or for every example: batch or example")
     p_unused: float = flag(0.8, "probability of each unused node in the subset that the SIIT term swaps")
+    lr_end: float = flag(1e-5, "learning rate after the last epoch; it falls from 1e-3 to it linearly", least=0)
     rules: tuple[Counterfactual, ...] = flag(("causal", "frozen"), "what a swap changes: causal, frozen")
     quick: bool = flag(False, f"the models {', '.join(QUICK)} alone")
 
@@ -66,15 +67,19 @@ class Models(Question):
             (model, rule) for model in self.models() for rule in self.rules if "+" in model or rule == "causal"
         ]
         return [
-            Member(f"{model}, {rule}", seed, self._config(model, rule), Hyperparams(p_unused=self.p_unused))
+            Member(
+                f"{model}, {rule}",
+                seed,
+                self._config(model, rule),
+                Hyperparams(p_unused=self.p_unused, lr_end=self.lr_end),
+            )
             for seed in range(self.seeds)
             for model, rule in kinds
         ]
 
     def _config(self, model: str, rule: Counterfactual) -> TrainConfig:
-        case = cases.build(model, width_factor=self.width_factor, counterfactual=rule, init_gain=self.init_gain)
-        sampling = Sampling(drawn_per=self.drawn_per, embedding=self.embedding)
-        return TrainConfig(case, self.epochs, self.batch_size, self.samples, sampling=sampling)
+        layout = {"width_factor": self.width_factor, "counterfactual": rule, "init_gain": self.init_gain}
+        return self.train_config(cases.build(model, **layout))
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         causal = [row for row in rows if row["setting"].endswith("causal")]

@@ -1,15 +1,22 @@
 """The cases: one file a task, and the one table of them."""
 
 from dataclasses import replace
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
 
 from cases import duplicate_remover, left_greater, paren_checker, unique_extractor
 from siitjax.case import Case
 from siitjax.choice import check_choice
 from siitjax.circuit import Counterfactual
 from siitjax.combine import combine
+from siitjax.trained import Trained, read_trained
 
 CASES: tuple[Case, ...] = (duplicate_remover.CASE, left_greater.CASE, paren_checker.CASE, unique_extractor.CASE)
 """In the order of the numbers that Anders & Garriga-Alonso 2024 give them."""
+MODELS = tuple("+".join(names) for n in range(1, 5) for names in combinations("0123", n))
+"""The shipped models: every subset of those four tasks, by number."""
+SHIPPED = Path(__file__).parent / "models"
 
 
 def find(name: str) -> Case:
@@ -35,12 +42,22 @@ def find_all(names: str) -> tuple[Case, ...]:
 
 
 def build(
-    names: str, *, width_factor: float = 0.0, counterfactual: Counterfactual = "causal", init_gain: float = 1.0
+    names: str,
+    *,
+    width_factor: float = 0.0,
+    d_head: int = 0,
+    share_heads: bool = False,
+    selection: bool | None = None,
+    counterfactual: Counterfactual = "causal",
+    init_gain: float = 1.0,
 ) -> Case:
     """The case that `names` lists: one of the table, or several in one transformer, see `siitjax.combine`.
 
     Args:
-        width_factor: of a combined case; 0 for a d_model of 32 or more, a quarter above the largest part's at least.
+        width_factor: of a combined case; 0 for a d_model of 32, or more where the heads need it.
+        d_head: of a combined case; 0 for 8, or the largest part's.
+        share_heads, selection: see `siitjax.combine`; without a choice, the answer has a node of its own under the
+            causal rule and none under the frozen one, as in the original.
 
     Raises:
         ValueError: a name is none of the table's, or the heads are too few.
@@ -48,7 +65,72 @@ def build(
     parts = [replace(case, init_gain=init_gain) for case in find_all(names)]
     if len(parts) == 1:
         return replace(parts[0], counterfactual=counterfactual)
-    auto = max(32 / max(part.d_model for part in parts), 1.25)
-    # The original's rule goes with the original's layout, in which no node chooses the answer.
-    selection = counterfactual == "causal"
-    return combine(parts, width_factor=width_factor or auto, selection=selection, counterfactual=counterfactual)
+    return combine(
+        parts,
+        width_factor=width_factor or None,
+        d_head=d_head or max(8, *(part.d_head for part in parts)),
+        share_heads=share_heads,
+        selection=counterfactual == "causal" if selection is None else selection,
+        counterfactual=counterfactual,
+    )
+
+
+def number(names: str) -> str:
+    """The tasks that `names` lists, by name or number, as their numbers in order: "0+1"; "" where one is unknown."""
+    known = {str(i): str(i) for i in range(len(CASES))} | {case.name: str(i) for i, case in enumerate(CASES)}
+    found = [known.get(word.strip(), "") for word in names.split("+")]
+    return "+".join(sorted(found)) if all(found) else ""
+
+
+def load(name: str | Path) -> Trained:
+    """A trained transformer, with its case and metrics.
+
+    Args:
+        name: of a shipped model, by numbers or names in any order ("0+1", "left_greater+duplicate_remover"); or the
+            path of a member's file ("results/table-all/members/0003.safetensors"), or of a folder with a
+            model.safetensors.
+
+    Raises:
+        ValueError: it is no such thing.
+    """
+    if code := number(str(name)):
+        check_choice("the model", code, MODELS)
+        return read_trained(SHIPPED / f"{code}.safetensors", described)
+    path = Path(name)
+    if path.exists() or path.suffix or path.parent.name:
+        return read_trained(path, described)
+    check_choice("the model", str(name), (*MODELS, *(case.name for case in CASES)))
+    raise AssertionError("an unknown name was accepted")
+
+
+def described(description: dict[str, Any]) -> Case:
+    """The case of which `Case.describe` gave this.
+
+    Raises:
+        ValueError: the cases of this version make none that is described so.
+    """
+    names = str(description.get("name", "")).split("+")
+    try:
+        parts = find_all("+".join(name.split("#")[0] for name in names))
+        layout = {name: description[name] for name in ("d_head", "counterfactual", "init_gain")}
+        width = description["d_model"] / max(part.d_model for part in parts)
+        n_ctx = description["n_ctx"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the model's case cannot be made again: {error}") from None
+    for share_heads, selection in product((False, True), (True, False)):
+        try:
+            case = build(
+                "+".join(part.name for part in parts),
+                width_factor=width,
+                share_heads=share_heads,
+                selection=selection,
+                **layout,
+            )
+        except ValueError:
+            continue
+        case = case if case.tasks else case.with_context(n_ctx)
+        if case.describe() == description:
+            return case
+    raise ValueError(
+        f'the model was trained on a "{"+".join(names)}" whose circuit, vocabulary or sizes are not those of cases/'
+    )

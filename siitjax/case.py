@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,17 @@ from siitjax.transformer import TransformerConfig
 
 BOS, PAD = 0, 1
 """Every vocabulary begins with these two."""
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """Draws whole samples, as `Case.draw` and `Case.every` do."""
+
+    def __call__(
+        self, n_train: int, n_validation: int, rng: np.random.Generator
+    ) -> tuple[Int[np.ndarray, "train seq"], Int[np.ndarray, "validation seq"]]: ...
+
+    def every(self, limit: int) -> Int[np.ndarray, "sample seq"] | None: ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Case:
         init_gain: gain of the Xavier normal initialisation.
         counterfactual: what a swap changes, "causal" or "frozen"; see `siitjax.circuit`.
         tasks: of a combined case, the tokens that name a task; a sample begins with one, which carries no loss.
-        drawn: draws whole samples, given how many to train and to validate on, in the place of the strata.
+        drawn: draws whole samples, in the place of the strata.
 
     Raises:
         ValueError: the vocabulary, the sizes or the circuit are not consistent.
@@ -55,7 +66,7 @@ class Case:
     init_gain: float = 1.0
     counterfactual: Counterfactual = "causal"
     tasks: tuple[str, ...] = ()
-    drawn: Callable[[int, int, np.random.Generator], tuple[np.ndarray, np.ndarray]] | None = None
+    drawn: Mixture | None = None
 
     def __post_init__(self):
         if self.vocabulary[:2] != ("BOS", "PAD") or len(set(self.vocabulary)) != len(self.vocabulary):
@@ -132,6 +143,16 @@ class Case:
         n = min(len(self.tasks), 1)
         named = [self.vocabulary.index(s) for s in string]
         return jnp.array([*named[:n], BOS, *named[n:]], jnp.int32)
+
+    def every(self, limit: int) -> Int[np.ndarray, "sample seq"] | None:
+        """Every sample there is, of each task that has no more than `limit`; None where none has so few."""
+        if self.drawn is not None:
+            return self.drawn.every(limit)
+        letters, length = len(self.vocabulary) - 2, self.n_ctx - 1
+        if letters**length > limit:
+            return None
+        strings = np.indices((letters,) * length, np.int32).reshape(length, -1).T + 2
+        return _with_bos(strings)
 
 
 def _with_bos(strings: Int[np.ndarray, "n length"]) -> Int[np.ndarray, "n seq"]:

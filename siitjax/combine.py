@@ -22,6 +22,9 @@ from siitjax.circuit import Counterfactual, Variable
 from siitjax.data import shares
 from siitjax.nodes import Node, head, mlp
 
+LEAST_WIDTH = 32
+"""The least d_model that is chosen unasked."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -40,7 +43,8 @@ class Part:
 def combine(
     cases: Sequence[Case],
     *,
-    width_factor: float = 1.0,
+    width_factor: float | None = 1.0,
+    d_head: int | None = None,
     share_heads: bool = False,
     selection: bool = True,
     counterfactual: Counterfactual = "causal",
@@ -48,7 +52,9 @@ def combine(
     """One case of several; the same case twice stands for two copies of it, on tokens of their own.
 
     Args:
-        width_factor: d_model in the largest of the parts', rounded up to whole heads.
+        width_factor: d_model in the largest of the parts', rounded up to whole heads; None for as much as the heads
+            need, and a d_model of 32 at least.
+        d_head: width of a head; None for the largest of the parts'.
         share_heads: put variables that want the same head into it; otherwise each gets a head of its own.
         selection: give the choice of the answer an MLP of its own, one layer after every part.
         counterfactual: what a swap changes, see `siitjax.circuit`.
@@ -69,16 +75,15 @@ def combine(
         raise ValueError(f'the token "{min(clash)}" is also the name of a task\'s first token; rename one of them')
     vocabulary = (*own, *tasks)
     layers = max(case.n_layers for case in cases) + selection
-    d_head = max(case.d_head for case in cases)
-    n_heads = ceil(max(case.d_model for case in cases) * width_factor / d_head)
     places, task_node = _placed(parts, share_heads)
-    _check_heads([*places.values(), task_node], n_heads, max(case.d_model for case in cases), d_head)
+    d_head = d_head or max(case.d_head for case in cases)
+    n_heads = _heads([*places.values(), task_node], width_factor, max(case.d_model for case in cases), d_head)
     return Case(
         name="+".join(part.name for part in parts),
         vocabulary=vocabulary,
         variables=_variables(parts, vocabulary, places, task_node, mlp(layers - 1) if selection else None),
         strata=(),
-        drawn=partial(_drawn, parts, vocabulary),
+        drawn=Mixed(parts, vocabulary),
         tasks=tasks,
         n_layers=layers,
         d_model=n_heads * d_head,
@@ -128,13 +133,18 @@ def _free(layer: int, taken: set[Node]) -> Node:
     return head(layer, index)
 
 
-def _check_heads(nodes: Sequence[Node], n_heads: int, d_model: int, d_head: int) -> None:
+def _heads(nodes: Sequence[Node], width_factor: float | None, d_model: int, d_head: int) -> int:
+    """How many heads a layer has; `d_model` is the largest of the parts'."""
     needed = 1 + max(node.head for node in nodes if node.head is not None)
+    if width_factor is None:
+        return max(ceil(max(d_model, LEAST_WIDTH) / d_head), needed)
+    n_heads = ceil(d_model * width_factor / d_head)
     if needed > n_heads:
         raise ValueError(
             f"{n_heads} heads of {d_head} are too few, {needed - n_heads} missing; "
             f"a width_factor of {needed * d_head / d_model:.3g} (d_model {needed * d_head}) has them"
         )
+    return n_heads
 
 
 def _variables(
@@ -169,14 +179,14 @@ def _variables(
 
 
 def _folding(part: Part, vocabulary: tuple[str, ...]) -> Int[np.ndarray, " vocab"]:
-    """A task's own token for every combined one; those that it has not are folded into it, in turn, from the last.
+    """A task's own token for every combined one; those that it has not become its first letter.
 
-    Only a swap of the task brings such tokens. None becomes BOS or PAD, which mean the same to every task. (From the
-    first, two copies of a case would see one string, answer alike, and the task would change no label.)
+    Swaps bring such tokens: that of the task, and any with a source of another task. None becomes BOS or PAD, which
+    mean the same to every task. (Folded in turn over all its letters, a foreign sample was a string that the
+    task's own data hardly ever hold, and nearly all wrong answers were those of swaps with such a source.)
     """
-    letters = len(part.tokens) - 2
     own = {token: i for i, token in enumerate(part.tokens)}
-    return np.array([own.get(token, 1 + letters - i % letters) for i, token in enumerate(vocabulary)], np.int32)
+    return np.array([own.get(token, 2) for token in vocabulary], np.int32)
 
 
 def _seen(folding: Int[np.ndarray, " vocab"], tokens: Int[Array, " seq"]) -> Shaped[Array, " seq"]:
@@ -185,23 +195,35 @@ def _seen(folding: Int[np.ndarray, " vocab"], tokens: Int[Array, " seq"]) -> Sha
     return jnp.concatenate([own[1:], jnp.full(1, PAD, own.dtype)])
 
 
-def _drawn(
-    parts: Sequence[Part], vocabulary: tuple[str, ...], n_train: int, n_validation: int, rng: np.random.Generator
-) -> tuple[Int[np.ndarray, "train seq"], Int[np.ndarray, "validation seq"]]:
-    """Samples to train and to validate on, an equal share of each task."""
-    n_ctx = 1 + max(part.case.n_ctx for part in parts)
-    first_task = len(vocabulary) - len(parts)
+@dataclass(frozen=True)
+class Mixed:
+    """Draws samples of a combined case, an equal share of each task."""
 
-    def samples(i: int, part: Part, own: Int[np.ndarray, "n own"]) -> Int[np.ndarray, "n seq"]:
+    parts: tuple[Part, ...]
+    vocabulary: tuple[str, ...]
+
+    def __call__(
+        self, n_train: int, n_validation: int, rng: np.random.Generator
+    ) -> tuple[Int[np.ndarray, "train seq"], Int[np.ndarray, "validation seq"]]:
+        n = len(self.parts)
+        counts = zip(shares(n_train, n), shares(n_validation, n), strict=True)
+        drawn = [part.case.draw(a, b, rng) for part, (a, b) in zip(self.parts, counts, strict=True)]
+        train, validation = (
+            np.concatenate([self._samples(i, pair[side]) for i, pair in enumerate(drawn)]) for side in (0, 1)
+        )
+        return rng.permutation(train), rng.permutation(validation)
+
+    def every(self, limit: int) -> Int[np.ndarray, "sample seq"] | None:
+        """Every sample of the tasks that have no more than `limit`; None where none has so few."""
+        found = [(i, part.case.every(limit)) for i, part in enumerate(self.parts)]
+        samples = [self._samples(i, own) for i, own in found if own is not None]
+        return np.concatenate(samples) if samples else None
+
+    def _samples(self, task: int, own: Int[np.ndarray, "n own"]) -> Int[np.ndarray, "n seq"]:
+        """Combined samples of one task's own: its token first, pads at the end."""
+        n_ctx = 1 + max(part.case.n_ctx for part in self.parts)
         whole = np.full((len(own), n_ctx), PAD, np.int32)
-        whole[:, 0] = first_task + i
-        whole[:, 1 : 1 + own.shape[1]] = np.array([vocabulary.index(t) for t in part.tokens], np.int32)[own]
+        whole[:, 0] = len(self.vocabulary) - len(self.parts) + task
+        tokens = [self.vocabulary.index(token) for token in self.parts[task].tokens]
+        whole[:, 1 : 1 + own.shape[1]] = np.array(tokens, np.int32)[own]
         return whole
-
-    counts = zip(shares(n_train, len(parts)), shares(n_validation, len(parts)), strict=True)
-    drawn = [part.case.draw(a, b, rng) for part, (a, b) in zip(parts, counts, strict=True)]
-    train, validation = (
-        np.concatenate([samples(i, part, pair[side]) for i, (part, pair) in enumerate(zip(parts, drawn, strict=True))])
-        for side in (0, 1)
-    )
-    return rng.permutation(train), rng.permutation(validation)

@@ -60,6 +60,27 @@ class Metrics(eqx.Module):
     perfect: Bool[Array, ""]
 
 
+class Counts(eqx.Module):
+    """Tokens counted over samples: of the base run, each measured node, all unused nodes, a random subset of them.
+
+    Counts of the same case may be added up, leaf by leaf.
+
+    Attributes:
+        wrong: tokens answered wrong under each mask.
+        wrong_samples: samples with such a token.
+        wrong_changed: of the tokens whose label the swap changed, those answered wrong.
+        changed: tokens whose label the swap changed.
+        tokens, samples: how many there were.
+    """
+
+    wrong: Int[Array, " mask"]
+    wrong_samples: Int[Array, " mask"]
+    wrong_changed: Int[Array, " mask"]
+    changed: Int[Array, " mask"]
+    tokens: Int[Array, ""]
+    samples: Int[Array, ""]
+
+
 def evaluate(
     model: Transformer,
     case: Case,
@@ -74,17 +95,35 @@ def evaluate(
     Args:
         embedding: count the embedding among the circuit's nodes, as the original did.
     """
-    circuit = case.circuit
     order_key, subset_key = jax.random.split(key)
     sources = samples[jax.random.permutation(order_key, len(samples))]
-    counted = swappable(circuit, embedding)
-    measured = np.flatnonzero(counted | circuit.unused_mask)
+    counts = count(model, case, samples, sources, key=subset_key, embedding=embedding, form=form)
+    return shares_right(counts, case, embedding=embedding)
+
+
+def count(
+    model: Transformer,
+    case: Case,
+    base: Int[Array, "sample seq"],
+    source: Int[Array, "sample seq"],
+    *,
+    key: PRNGKeyArray,
+    embedding: bool = False,
+    form: Form | None = None,
+) -> Counts:
+    """What the metrics are shares of, each sample of `base` paired with that of `source`.
+
+    Args:
+        key: draws the random subset of each sample.
+    """
+    circuit = case.circuit
+    measured, _ = _measured(case, embedding)
     begins = lambda node: circuit.nodes.nodes[node].depth
     one = np.eye(len(circuit.nodes), dtype=bool)
     one_at_a_time = [(depth, one[[*nodes]]) for depth, nodes in groupby(measured, key=begins)]
-    subsets = jax.random.bernoulli(subset_key, 0.5, (len(samples), len(circuit.nodes))) & circuit.unused_mask[None]
+    subsets = jax.random.bernoulli(key, 0.5, (len(base), len(circuit.nodes))) & circuit.unused_mask[None]
 
-    def count(base, source, subset):
+    def chunk(base, source, subset):
         joint = jnp.broadcast_to(circuit.unused_mask, subset.shape)
         groups = [*one_at_a_time, (1, jnp.stack([joint, subset], 1))]
         outputs, labels = interchange_by_depth(model, circuit, base, source, groups, embedding=embedding, form=form)
@@ -93,36 +132,46 @@ def evaluate(
         changed = ~case.loss.same(labels, jnp.broadcast_to(labels[:, :1], labels.shape)) & own
         return wrong.sum((0, 2)), wrong.any(2).sum(0), (wrong & changed).sum((0, 2)), changed.sum((0, 2)), own.sum()
 
-    wrong, wrong_samples, wrong_changed, changed, tokens = _summed_over_chunks(
-        count, (form or fastest()).at_once or CHUNK, samples, sources, subsets
-    )
+    found = _summed_over_chunks(chunk, (form or fastest()).at_once or CHUNK, base, source, subsets)
+    return Counts(*found, samples=jnp.int32(len(base)))
+
+
+def shares_right(counts: Counts, case: Case, *, embedding: bool = False) -> Metrics:
+    """The metrics that the counts of a case give."""
 
     def right(wrong, total):
         # Compiled, the quotient of equals may lie a rounding above 1.
         return jnp.maximum(1 - wrong.astype(jnp.float32) / jnp.asarray(total, jnp.float32), 0.0)
 
-    # The rows of the counts: nothing swapped, each measured node, all unused nodes, a random subset of them.
-    nodes = 1 + np.flatnonzero(counted[measured])
-    unused = 1 + np.flatnonzero(~counted[measured])
-    node_changed_iia = right(wrong_changed[nodes], changed[nodes])  # 0 / 0 is the nan it should be
+    _, circuit_nodes = _measured(case, embedding)
+    nodes, unused = 1 + np.flatnonzero(circuit_nodes), 1 + np.flatnonzero(~circuit_nodes)
+    wrong, changed = counts.wrong, counts.changed
+    node_changed_iia = right(counts.wrong_changed[nodes], changed[nodes])  # 0 / 0 is the nan it should be
     any_changed = changed[nodes] > 0
-    node_iia, node_siia = right(wrong[nodes], tokens), right(wrong[unused], tokens)
+    node_iia, node_siia = right(wrong[nodes], counts.tokens), right(wrong[unused], counts.tokens)
     return Metrics(
-        accuracy=right(wrong[0], tokens),
+        accuracy=right(wrong[0], counts.tokens),
         iia=node_iia.mean(),
         changed_iia=jnp.nanmean(node_changed_iia),
         worst_changed_iia=jnp.where(any_changed, node_changed_iia, 1.0).min(),
-        sequence_iia=right(wrong_samples[nodes], len(samples)).mean(),
+        sequence_iia=right(counts.wrong_samples[nodes], counts.samples).mean(),
         # Without unused nodes nothing can be wrong, and no mean be taken.
         siia=node_siia.mean() if len(unused) else jnp.ones(()),
-        joint_siia=right(wrong[-2], tokens),
-        subset_siia=right(wrong[-1], tokens),
+        joint_siia=right(wrong[-2], counts.tokens),
+        subset_siia=right(wrong[-1], counts.tokens),
         node_iia=node_iia,
         node_changed_iia=node_changed_iia,
         node_changed=changed[nodes],
         node_siia=node_siia,
         perfect=(wrong[:-2] == 0).all(),
     )
+
+
+def _measured(case: Case, embedding: bool) -> tuple[Int[np.ndarray, " measured"], Bool[np.ndarray, " measured"]]:
+    """The nodes that are swapped one at a time, in order, and which of them are the circuit's."""
+    counted = swappable(case.circuit, embedding)
+    measured = np.flatnonzero(counted | case.circuit.unused_mask)
+    return measured, counted[measured]
 
 
 def _summed_over_chunks(count: Callable[..., Any], size: int, *arrays: Array) -> Any:
@@ -132,3 +181,10 @@ def _summed_over_chunks(count: Callable[..., Any], size: int, *arrays: Array) ->
     chunks = [x[: n - rest].reshape(whole, -1, *x.shape[1:]) for x in arrays]
     total = jax.tree.map(lambda x: x.sum(0), jax.lax.map(lambda chunk: count(*chunk), chunks))
     return jax.tree.map(jnp.add, total, count(*(x[n - rest :] for x in arrays))) if rest else total
+
+
+if __name__ == "__main__":
+    from siitjax.command import main
+    from siitjax.measure import Evaluate
+
+    main(Evaluate)

@@ -62,6 +62,11 @@ def load_weights(path: Path) -> Transformer:
     Raises:
         ValueError: the file is torn, or another program's.
     """
+    return read_weights(path)[0]
+
+
+def read_weights(path: Path) -> tuple[Transformer, dict[str, Any]]:
+    """The transformer that `save_weights` wrote, and what it wrote about it. Raises ValueError as `load_weights`."""
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
@@ -71,12 +76,20 @@ def load_weights(path: Path) -> Transformer:
     if METADATA not in metadata:
         raise ValueError(f"{path} says nothing of its transformer; only files written by siitjax can be loaded alone")
     try:
-        config = TransformerConfig(**json.loads(metadata[METADATA])["config"])
+        about = json.loads(metadata[METADATA])
+        config = TransformerConfig(**about["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} describes its transformer in a way that this version cannot read ({error})") from None
     blank = jax.eval_shape(lambda: init_transformer(config, key=jax.random.key(0)))
-    return with_weights(blank, weights)
+    return with_weights(blank, weights), about
 
 
 def _key(path: jax.tree_util.KeyPath) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+if __name__ == "__main__":
+    from siitjax.command import main
+    from siitjax.exporting import Export
+
+    main(Export)

@@ -41,7 +41,9 @@ class Question(Command):
     """The question, as the reports print it."""
 
     case: str = flag("left_greater", "the task, one of those in cases/, or several with + between: 1+2")
-    width_factor: float = flag(0.0, "of several tasks: d_model in the largest one's; 0 for 32 or more", least=0)
+    width_factor: float = flag(
+        0.0, "of several tasks: d_model in the largest one's; 0 for 32, or more where heads need it", least=0
+    )
     seeds: int = flag(16, "members a setting: seeds 0, 1, 2, ...", least=1)
     epochs: int = flag(100, "passes over the data at most; the learning rate reaches its end with the last", least=1)
     samples: int = flag(10_000, "strings a task, four fifths to train on and one fifth to validate on", least=1)

@@ -15,7 +15,6 @@ import errno
 import hashlib
 import io
 import json
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from siitjax.evaluate import Metrics
 from siitjax.export import save_weights
 from siitjax.files import Holder, hold, write_atomically
 from siitjax.sweep import Member, Outcome, Row
+from siitjax.trained import metrics_as_json
 
 FORMAT = "siitjax sweep 1"
 ENDED = ("stop", "epochs", "seconds", *(f.name for f in fields(Metrics)))
@@ -253,12 +252,6 @@ def _difference(found: Any, ours: Any, where: str = "") -> str | None:
     return None if found == ours else f"its {where} is {json.dumps(found)}, not {json.dumps(ours)}"
 
 
-def _number(value: Any) -> float | int | None:
-    """A number as JSON has it: nan, which JSON has not, becomes null."""
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 def _head(index: int, member: Member) -> Row:
     """What a row says of its member before it is trained."""
     return {
@@ -272,10 +265,6 @@ def _head(index: int, member: Member) -> Row:
 
 
 def _row(index: int, member: Member, outcome: Outcome) -> Row:
-    metrics = {
-        name: [_number(v) for v in value] if np.ndim(value) else _number(value)
-        for name, value in vars(outcome.metrics).items()
-    }
     circuit = member.config.case.circuit
     embed = ["embed"] if member.config.sampling.embedding else []
     return {
@@ -283,7 +272,7 @@ def _row(index: int, member: Member, outcome: Outcome) -> Row:
         "stop": outcome.stop.name.lower(),
         "epochs": outcome.epochs,
         "seconds": round(outcome.seconds, 3),
-        **metrics,
+        **metrics_as_json(outcome.metrics),
         "circuit_nodes": [*embed, *map(str, circuit.nodes.named(circuit.circuit_mask))],
         "unused_nodes": [*map(str, circuit.nodes.named(circuit.unused_mask))],
     }

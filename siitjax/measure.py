@@ -1,0 +1,202 @@
+"""Does a trained transformer hold its circuit? Measured again from nothing: `python -m siitjax.evaluate`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from scipy.stats import binomtest
+
+import cases
+from siitjax.case import Case
+from siitjax.command import Command, argument, flag
+from siitjax.evaluate import Counts, Metrics, count, shares_right
+from siitjax.report import percent
+from siitjax.trained import Trained
+from siitjax.transformer import Transformer
+
+BATCH = 5_000
+"""Pairs measured by one call."""
+EVERY = 2**17
+"""A task of no more strings than this is measured on each of them."""
+MILLION = 1_000_000
+MARGIN, CONFIDENCE = 0.0005, 0.9999
+"""A stored figure fails when the whole interval of this confidence lies more than the margin below it."""
+
+Batch = tuple[Int[np.ndarray, "pair seq"], Int[np.ndarray, "pair seq"]]
+
+
+@dataclass(frozen=True)
+class Evaluate(Command):
+    """Measures a trained transformer again, on fresh strings: accuracy, IIA and SIIA, beside the stored figures.
+
+    Exits with 1 when a stored figure does not hold: when the whole 99.99% interval (Wilson) of the new one lies more
+    than 0.05 points below it.
+    """
+
+    model: str = argument("a shipped model (0+1 or left_greater), a .safetensors file, or a folder that holds one")
+    nodes: bool = flag(False, "a line for each node")
+    exhaustive: bool = flag(False, "every string of the tasks that have few enough, and a million random pairs")
+    pairs: int = flag(20_000, "random pairs of a base and a source", least=1)
+    seed: int = flag(1_000_000, "decides the strings and their pairs; training's are those of small numbers", least=0)
+
+    def run(self) -> int:
+        trained = cases.load(self.model)
+        screen = Console(width=None if Console().is_terminal else 120, highlight=False)
+        batches = list_batches(trained.case, self.pairs, self.seed, exhaustive=self.exhaustive)
+        n = sum(len(base) for base, _ in batches)
+        counts = total(trained, batches, self.seed, screen if self.exhaustive else None)
+        metrics = _shares(counts, trained.case)
+        screen.print(_summary(trained, metrics, n))
+        if self.nodes:
+            screen.print(_nodes(trained, metrics))
+        if trained.metrics is None:
+            screen.print("The file stores no figures to compare these with.")
+            return 0
+        failed = failures(trained.case, trained.metrics, metrics, int(counts.tokens))
+        for words in failed:
+            screen.print(f"Does not hold: {words}")
+        screen.print(f"{len(failed)} stored figures do not hold." if failed else "All stored figures hold.")
+        return 1 if failed else 0
+
+
+def measured_again(trained: Trained, pairs: int, seed: int) -> tuple[Metrics, int]:
+    """The metrics on fresh pairs, and how many tokens they are of."""
+    counts = total(trained, list_batches(trained.case, pairs, seed), seed)
+    return _shares(counts, trained.case), int(counts.tokens)
+
+
+def list_batches(case: Case, pairs: int, seed: int, *, exhaustive: bool = False) -> list[Batch]:
+    """Pairs of bases and sources, in batches.
+
+    Args:
+        pairs: random ones; at least a million where it is exhaustive, which takes every string as a base first.
+    """
+    rng = np.random.default_rng(seed)
+    every = case.every(EVERY) if exhaustive else None
+    bases = [] if every is None else np.array_split(every, range(BATCH, len(every), BATCH))
+    batches = [(base, _strings(case, len(base), rng)) for base in bases]
+    left = max(pairs, MILLION) if exhaustive else pairs
+    return batches + list(_random(case, left, rng))
+
+
+def _random(case: Case, pairs: int, rng: np.random.Generator) -> Iterator[Batch]:
+    for start in range(0, pairs, BATCH):
+        base = _strings(case, min(BATCH, pairs - start), rng)
+        yield base, rng.permutation(base)
+
+
+def _strings(case: Case, n: int, rng: np.random.Generator) -> Int[np.ndarray, "n seq"]:
+    # One string more than is wanted, since a case divides what it draws in two.
+    whole, one = case.draw(n, max(len(case.tasks), 1), rng)
+    return whole if len(whole) == n else one
+
+
+def total(trained: Trained, batches: list[Batch], seed: int, screen: Console | None = None) -> Counts:
+    """The counts over all batches, with a bar on the screen that is given."""
+    shown = track(batches, "measuring", console=screen, transient=True) if screen else batches
+    root = jax.random.key(seed)
+    found = None
+    for i, (base, source) in enumerate(shown):
+        counts = _count(
+            trained.case, trained.model, jnp.asarray(base), jnp.asarray(source), jax.random.fold_in(root, i)
+        )
+        # Waited for: with a thread alone, XLA's CPU backend can hang when it compiles while something runs.
+        counts = jax.tree.map(np.asarray, jax.block_until_ready(counts))
+        found = counts if found is None else jax.tree.map(np.add, found, counts)
+    assert found is not None
+    return found
+
+
+_shares = jax.jit(shares_right, static_argnums=1)
+
+
+@partial(jax.jit, static_argnums=0)
+def _count(case: Case, model: Transformer, base, source, key) -> Counts:
+    return count(model, case, base, source, key=key)
+
+
+def failures(case: Case, stored: Metrics, found: Metrics, tokens: int) -> list[str]:
+    """The stored figures that the found ones contradict, in words."""
+    circuit, unused = _named(case)
+    figures = [
+        *((name, getattr(stored, name), getattr(found, name), tokens) for name in ("accuracy", "joint_siia")),
+        ("subset_siia", stored.subset_siia, found.subset_siia, tokens),
+        *_each("IIA of", circuit, stored.node_iia, found.node_iia, [tokens] * len(circuit)),
+        *_each("changed IIA of", circuit, stored.node_changed_iia, found.node_changed_iia, found.node_changed),
+        *_each("SIIA of", unused, stored.node_siia, found.node_siia, [tokens] * len(unused)),
+    ]
+    return [
+        f"{name} is {percent(float(new))} (stored {percent(float(old))})"
+        for name, old, new, n in figures
+        if _below(float(new), int(n), float(old))
+    ]
+
+
+def _each(what, nodes, stored, found, counts):
+    return [(f"{what} {node}", *three) for node, *three in zip(nodes, stored, found, counts, strict=True)]
+
+
+def _below(share: float, n: int, stored: float) -> bool:
+    if n == 0 or np.isnan(stored):
+        return False
+    if np.isnan(share):
+        return True
+    interval = binomtest(round(share * n), n).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.high) < stored - MARGIN
+
+
+def _named(case: Case) -> tuple[list[str], list[str]]:
+    """The circuit's nodes, and the unused ones."""
+    circuit = case.circuit
+    names = lambda mask: [str(node) for node in circuit.nodes.named(mask)]
+    return names(circuit.circuit_mask), names(circuit.unused_mask)
+
+
+def _summary(trained: Trained, metrics: Metrics, pairs: int) -> Table:
+    config = trained.case.config
+    seed = trained.about["member"]["seed"]
+    table = Table(
+        title=f"{trained.case.name}: {config.n_layers} layers, d_model {config.d_model}, seed {seed}; {pairs} pairs",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
+    table.add_column("metric")
+    for column in ("measured", "stored") if trained.metrics is not None else ("measured",):
+        table.add_column(column, justify="right")
+    names = {"iia": "IIA", "changed_iia": "changed IIA", "worst_changed_iia": "changed IIA, worst node", "siia": "SIIA"}
+    names |= {"joint_siia": "joint SIIA", "subset_siia": "subset SIIA"}
+    for name, words in ({"accuracy": "accuracy"} | names).items():
+        sides = (metrics,) if trained.metrics is None else (metrics, trained.metrics)
+        table.add_row(words, *(percent(float(getattr(side, name))) for side in sides))
+    return table
+
+
+def _nodes(trained: Trained, metrics: Metrics) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("node")
+    table.add_column("variables")
+    for column in ("right under swap", "changed labels", "right of those"):
+        table.add_column(column, justify="right")
+    case = trained.case
+    circuit, unused = _named(case)
+    held = {str(v.node): [] for v in case.variables}
+    for v in case.variables:
+        held[str(v.node)].append(v.name)
+    rows = zip(circuit, metrics.node_iia, metrics.node_changed, metrics.node_changed_iia, strict=True)
+    for node, right, changed, right_changed in rows:
+        some = percent(float(right_changed)) if int(changed) else "-"
+        table.add_row(node, ", ".join(held[node]), percent(float(right)), f"{int(changed)}", some)
+    for node, right in zip(unused, metrics.node_siia, strict=True):
+        table.add_row(node, "", percent(float(right)), "0", "-")
+    table.add_section()
+    table.add_row("unused", "all together", percent(float(metrics.joint_siia)), "0", "-")
+    table.add_row("unused", "a random subset", percent(float(metrics.subset_siia)), "0", "-")
+    return table

@@ -1,0 +1,67 @@
+"""Puts trained members into the package: `python -m siitjax.ship RESULTS`, for those who maintain it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+import cases
+from siitjax.command import Command, argument, flag, main
+from siitjax.measure import measured_again
+from siitjax.trained import Trained, read_trained, save_trained
+
+
+@dataclass(frozen=True)
+class Ship(Command):
+    """Ships the best member of each of the 15 models that is found, with figures measured on fresh pairs.
+
+    The best is the one with the highest changed IIA of its worst node, then IIA, SIIA and joint SIIA. A model that is
+    shipped already is replaced only by a better one.
+    """
+
+    results: str = argument("folders of results or of models, with commas between")
+    pairs: int = flag(50_000, "random pairs that each is measured on", least=1)
+    seed: int = flag(2_000_000, "decides the strings and their pairs", least=0)
+
+    def run(self) -> int:
+        screen = Console(highlight=False, soft_wrap=True)
+        cases.SHIPPED.mkdir(exist_ok=True)
+        found: dict[str, list[Trained]] = {}
+        for folder in self.results.split(","):
+            for path in sorted(Path(folder.strip()).glob("**/*.safetensors")):
+                trained = read_trained(path, cases.described)
+                number = cases.number(trained.case.name)
+                if number in cases.MODELS and trained.case.counterfactual == "causal":
+                    found.setdefault(number, []).append(self._measured(trained))
+        if not found:
+            raise ValueError(f"{self.results} holds no member of the models {', '.join(cases.MODELS)}")
+        for number, candidates in sorted(found.items(), key=lambda item: cases.MODELS.index(item[0])):
+            path = cases.SHIPPED / f"{number}.safetensors"
+            shipped = [read_trained(path, cases.described)] if path.exists() else []
+            best = max([*shipped, *candidates], key=_quality)
+            save_trained(path, best)
+            screen.print(f"{number}: seed {best.about['member']['seed']}, {_words(best)}")
+        return 0
+
+    def _measured(self, trained: Trained) -> Trained:
+        metrics, _ = measured_again(trained, self.pairs, self.seed)
+        about = {**trained.about, "measured_on": {"pairs": self.pairs, "seed": self.seed}}
+        return Trained(trained.case, trained.model, metrics, about)
+
+
+NAMES = ("accuracy", "iia", "worst_changed_iia", "siia", "joint_siia")
+
+
+def _quality(trained: Trained) -> tuple[float, ...]:
+    assert trained.metrics is not None
+    shares = [float(np.asarray(getattr(trained.metrics, name))) for name in NAMES]
+    return min(shares[0], shares[3]), shares[2], shares[1], shares[4]
+
+
+def _words(trained: Trained) -> str:
+    return ", ".join(f"{name} {100 * float(np.asarray(getattr(trained.metrics, name))):.4f}" for name in NAMES)
+
+
+if __name__ == "__main__":
+    main(Ship)

@@ -1,0 +1,81 @@
+"""A trained transformer with its case and its metrics, in one file that says all of it.
+
+A sweep's members and the shipped models are such files: weights, and in the metadata the transformer's config, the
+case with its circuit and vocabulary, the training, the seed, and (of shipped models) the metrics.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from siitjax.case import Case
+from siitjax.evaluate import Metrics
+from siitjax.export import read_weights, save_weights
+from siitjax.transformer import Transformer
+
+MODEL_FILE = "model.safetensors"
+"""What the file is called in a folder of its own."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained transformer.
+
+    Attributes:
+        case: the task that it was trained on, with its circuit.
+        metrics: as measured when it was saved; None where nothing was.
+        about: its member (hyperparameters, training, seed), and on what the metrics were measured; as JSON has it.
+    """
+
+    case: Case
+    model: Transformer
+    metrics: Metrics | None
+    about: dict[str, Any]
+
+
+def save_trained(path: Path, trained: Trained) -> None:
+    """Writes the file, whole or not at all."""
+    metrics = {} if trained.metrics is None else {"metrics": metrics_as_json(trained.metrics)}
+    save_weights(path, trained.model, {**trained.about, **metrics})
+
+
+def read_trained(path: Path, case_of: Callable[[dict[str, Any]], Case]) -> Trained:
+    """What `save_trained`, or a sweep, wrote.
+
+    Args:
+        path: the file, or a folder that holds it as model.safetensors.
+        case_of: finds the case that a description (see `Case.describe`) is of; raises ValueError where there is none.
+
+    Raises:
+        ValueError: there is no such file, it is torn, or it is not of a trained member.
+    """
+    file = path / MODEL_FILE if path.is_dir() else path
+    if not file.exists():
+        what = f"it holds no {MODEL_FILE}" if path.is_dir() else "there is nothing of that name"
+        raise ValueError(f"{path} is not a model: {what}")
+    model, about = read_weights(file)
+    if "member" not in about:
+        raise ValueError(f"{file} does not say what it was trained on; only a sweep's members and shipped models do")
+    metrics = about.pop("metrics", None)
+    return Trained(case_of(about["member"]["case"]), model, None if metrics is None else _metrics(metrics), about)
+
+
+def metrics_as_json(metrics: Metrics) -> dict[str, Any]:
+    """The metrics as JSON has them: nan, which JSON has not, becomes null."""
+
+    def number(value: Any) -> Any:
+        return None if value != value else value
+
+    listed = {name: np.asarray(value).tolist() for name, value in vars(metrics).items()}
+    return {name: [number(x) for x in v] if isinstance(v, list) else number(v) for name, v in listed.items()}
+
+
+def _metrics(found: dict[str, Any]) -> Metrics:
+    """The metrics that `metrics_as_json` gave."""
+    kinds = {"node_changed": jnp.int32, "perfect": bool}
+    arrays = {f.name: np.array(found[f.name], float) for f in fields(Metrics)}  # null becomes nan
+    return Metrics(**{name: jnp.asarray(x, kinds.get(name, jnp.float32)) for name, x in arrays.items()})

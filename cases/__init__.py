@@ -46,6 +46,7 @@ def build(
     *,
     width_factor: float = 0.0,
     d_head: int = 0,
+    d_mlp: int | None = None,
     share_heads: bool = False,
     selection: bool | None = None,
     counterfactual: Counterfactual = "causal",
@@ -56,6 +57,7 @@ def build(
     Args:
         width_factor: of a combined case; 0 for a d_model of 32, or more where the heads need it.
         d_head: of a combined case; 0 for 8, or the largest part's.
+        d_mlp: width of an MLP; None for 4 d_model.
         share_heads, selection: see `siitjax.combine`; without a choice, the answer has a node of its own under the
             causal rule and none under the frozen one, as in the original.
 
@@ -64,11 +66,12 @@ def build(
     """
     parts = [replace(case, init_gain=init_gain) for case in find_all(names)]
     if len(parts) == 1:
-        return replace(parts[0], counterfactual=counterfactual)
+        return replace(parts[0], counterfactual=counterfactual, d_mlp=d_mlp)
     return combine(
         parts,
         width_factor=width_factor or None,
         d_head=d_head or max(8, *(part.d_head for part in parts)),
+        d_mlp=d_mlp,
         share_heads=share_heads,
         selection=counterfactual == "causal" if selection is None else selection,
         counterfactual=counterfactual,
@@ -112,7 +115,7 @@ def described(description: dict[str, Any]) -> Case:
     names = str(description.get("name", "")).split("+")
     try:
         parts = find_all("+".join(name.split("#")[0] for name in names))
-        layout = {name: description[name] for name in ("d_head", "counterfactual", "init_gain")}
+        layout = {name: description[name] for name in ("d_head", "d_mlp", "counterfactual", "init_gain")}
         width = description["d_model"] / max(part.d_model for part in parts)
         n_ctx = description["n_ctx"]
     except (KeyError, TypeError, ValueError) as error:

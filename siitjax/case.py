@@ -40,7 +40,7 @@ class Case:
         variables: the causal model; the last one is the label of each token.
         strata: samplers of the string that follows BOS, or the function that gives them for its length; each gives
             an equal share of the data.
-        n_layers, d_model, d_head: the size of the transformer.
+        n_layers, d_model, d_head, d_mlp: the size of the transformer; d_mlp None for 4 d_model.
         n_outputs: classes, or numbers a token.
         n_ctx: tokens a sample, BOS included.
         loss: cross-entropy for classes, squared error for numbers.
@@ -62,6 +62,7 @@ class Case:
     d_head: int
     n_outputs: int
     n_ctx: int = 15
+    d_mlp: int | None = None
     loss: Loss = field(default_factory=CrossEntropy)
     init_gain: float = 1.0
     counterfactual: Counterfactual = "causal"
@@ -91,6 +92,7 @@ class Case:
             n_ctx=self.n_ctx,
             d_vocab=len(self.vocabulary),
             d_vocab_out=self.n_outputs,
+            d_mlp=self.d_mlp,
             init_gain=self.init_gain,
         )
 

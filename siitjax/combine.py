@@ -45,6 +45,7 @@ def combine(
     *,
     width_factor: float | None = 1.0,
     d_head: int | None = None,
+    d_mlp: int | None = None,
     share_heads: bool = False,
     selection: bool = True,
     counterfactual: Counterfactual = "causal",
@@ -55,7 +56,9 @@ def combine(
         width_factor: d_model in the largest of the parts', rounded up to whole heads; None for as much as the heads
             need, and a d_model of 32 at least.
         d_head: width of a head; None for the largest of the parts'.
-        share_heads: put variables that want the same head into it; otherwise each gets a head of its own.
+        d_mlp: width of an MLP; None for 4 d_model.
+        share_heads: all tasks use the same heads, each layer's first ones; otherwise each has heads of its own. The
+            task has its own in either case.
         selection: give the choice of the answer an MLP of its own, one layer after every part.
         counterfactual: what a swap changes, see `siitjax.circuit`.
 
@@ -88,6 +91,7 @@ def combine(
         n_layers=layers,
         d_model=n_heads * d_head,
         d_head=d_head,
+        d_mlp=d_mlp,
         n_outputs=max(case.n_outputs for case in cases),
         n_ctx=1 + max(case.n_ctx for case in cases),
         loss=cases[0].loss,
@@ -118,8 +122,11 @@ def _placed(parts: Sequence[Part], share_heads: bool) -> tuple[dict[tuple[str, s
                 continue
             if variable.node not in ours:
                 ours[variable.node] = variable.node
-                if variable.node.head is not None and not share_heads and variable.node in taken:
-                    ours[variable.node] = _free(variable.node.layer or 0, taken | wanted)
+                layer = variable.node.layer or 0
+                if variable.node.head is not None and share_heads:
+                    ours[variable.node] = _free(layer, set(ours.values()))
+                elif variable.node.head is not None and variable.node in taken:
+                    ours[variable.node] = _free(layer, taken | wanted)
             places[part.name, variable.name] = ours[variable.node]
         taken |= set(ours.values())
     return places, _free(0, taken)

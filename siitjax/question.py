@@ -85,6 +85,14 @@ class Question(Command):
         samples = self.samples * max(len(case.tasks), 1)
         return TrainConfig(case, self.epochs, self.batch_size, samples, updates, how)
 
+    def picture(self, rows: Sequence[Row], results: Results, verdict: Verdict, path: Path) -> None:
+        """Draws the picture, a png or a pdf as the path says: curves and convergence, unless a question has its own."""
+        picture(results, rows, f"{self.title} ({self.case})", verdict, path)
+
+    def measured(self, rows: Sequence[Row], results: Results) -> Sequence[Row]:
+        """The rows, with what the question measures of the trained weights."""
+        return rows
+
     def tables(self, rows: Sequence[Row], results: Results) -> Sequence[Table]:
         """What is printed before the verdict: one table a setting, unless a question adds to it."""
         return [table(summarise(rows), f"{self.title} ({self.case})")]
@@ -155,7 +163,7 @@ class Question(Command):
         with results.usable():
             for name in ("figure.png", "figure.pdf"):
                 with replaced(results.folder / name) as path:
-                    picture(results, rows, f"{self.title} ({self.case})", verdict, path)
+                    self.picture(rows, results, verdict, path)
             results.finish({**summary(summarise(rows), verdict), **busy})
         forget(results.checkpoints)
         screen.print(f"Results, weights and picture: {results.folder}", soft_wrap=True, highlight=False)
@@ -186,6 +194,7 @@ def worker_words(question: Question) -> tuple[str, list[str]]:
 
 
 def _show(question: Question, rows: Sequence[Row], results: Results, screen: Console) -> Verdict:
+    rows = question.measured(rows, results)
     verdict = question.verdict(rows)
     for found in question.tables(rows, results):
         screen.print(found)

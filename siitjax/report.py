@@ -156,6 +156,32 @@ def picture(results: Results, rows: Sequence[Row], title: str, verdict: Verdict,
         figure.savefig(path, dpi=150)
 
 
+def heat_map(
+    shares: Sequence[Sequence[float]],
+    rows: Sequence[Any],
+    columns: Sequence[Any],
+    labels: tuple[str, str],
+    title: str,
+    path: Path,
+) -> None:
+    """Shares from 0 to 1 as a map, a line of it for each of `rows`; `labels` name the rows and the columns."""
+    with matplotlib.rc_context({"font.size": 9, "pdf.fonttype": 42}):
+        figure = Figure(figsize=(2.5 + 0.8 * len(columns), 1.8 + 0.45 * len(rows)), layout="constrained")
+        axis = figure.subplots()
+        drawn = axis.imshow(np.array(shares), vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axis.set_xticks(range(len(columns)), [str(column) for column in columns])
+        axis.set_yticks(range(len(rows)), [str(row) for row in rows])
+        for i, line in enumerate(shares):
+            for j, share in enumerate(line):
+                axis.text(
+                    j, i, f"{100 * share:.0f}", ha="center", va="center", color="black" if share > 0.6 else "white"
+                )
+        axis.set(ylabel=labels[0], xlabel=labels[1])
+        figure.colorbar(drawn, label="share of seeds")
+        figure.suptitle(title, fontsize=9, x=0.01, ha="left", wrap=True)
+        figure.savefig(path, dpi=150)
+
+
 def cost_picture(timings: Sequence[Row], title: str, path: Path) -> None:
     """What a member's training step costs against the members at once, a line a form."""
     style: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}

@@ -12,7 +12,6 @@ import pytest
 from cases import find_all
 from siitjax.combine import combine
 from siitjax.loss import SquaredError
-from siitjax.nodes import Node
 from tests.test_counterfactuals import WALK, as_ids
 
 PAIRS = 200
@@ -189,9 +188,17 @@ def test_bad_combinations_are_refused(types_unchecked):
         combine([left, paren], counterfactual="casual")  # type: ignore
 
 
-def test_share_heads_puts_what_wants_the_same_head_into_it():
-    case = combine(find_all("1+1"), share_heads=True)
-    assert [v.node for v in case.variables if v.name.endswith("counts")] == [Node.parse("L0H1")] * 2
+def test_share_heads_puts_all_tasks_into_the_first_heads_of_a_layer():
+    case = combine(find_all("0+2+2"), share_heads=True)
+    heads = {v.name: str(v.node) for v in case.variables if v.node is not None and v.node.head is not None}
+    assert heads == {
+        "task": "L0H1",
+        "duplicate_remover.previous": "L0H0",
+        "paren_checker.counts": "L0H0",
+        "paren_checker.no_violation_before": "L2H0",
+        "paren_checker#2.counts": "L0H0",
+        "paren_checker#2.no_violation_before": "L2H0",
+    }
 
 
 def test_a_sample_is_spelled_with_its_task_first():

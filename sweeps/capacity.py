@@ -1,0 +1,95 @@
+"""How many tasks fit one MLP?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+import cases
+from siitjax.combine import combine
+from siitjax.command import flag, main
+from siitjax.compare import by_seed
+from siitjax.objective import DrawnPer
+from siitjax.question import Question
+from siitjax.report import Verdict, heat_map
+from siitjax.results import Results, Row
+from siitjax.sweep import Member
+from siitjax.train import Hyperparams
+
+FITS = 2 / 3
+"""The share of seeds that have to converge where tasks are said to fit; fixed before the first run."""
+
+
+@dataclass(frozen=True)
+class Capacity(Question):
+    """How many tasks fit one MLP?
+
+    Puts more and more tasks, copies of one or mixtures, into a transformer of the same d_model whose MLPs are narrower
+    and narrower. Each task has heads of its own; all share the MLPs, so what breaks is the MLPs.
+
+    The rule, fixed before the first run: tasks fit where two thirds of the seeds converge. Supported: a wider MLP holds
+    more of the listed models. Contradicted: the widest holds no more than the narrowest, and that not all of them.
+    """
+
+    title = "Do more tasks fit a wider MLP?"
+
+    case: str = flag("copies", "what the results folder is called")
+    models: tuple[str, ...] = flag(("1", "1+1", "1+1+1+1", "1+1+1+1+1+1"), "what is put together, from few to many")
+    d_mlp: tuple[int, ...] = flag((2, 4, 8, 32, 128), "neurons an MLP", least=1)
+    width_factor: float = flag(2.6, "d_model in the largest part's, the same for all models", least=0)
+    d_head: int = flag(4, "width of a head", least=1)
+    seeds: int = flag(2, "members a setting: seeds 0, 1, 2, ...", least=1)
+    epochs: int = flag(60, "passes over the data at most; the learning rate reaches its end with the last", least=1)
+    samples: int = flag(2_000, "strings a task, four fifths to train on and one fifth to validate on", least=1)
+    init_gain: float = flag(0.18, "gain of the Xavier normal initialisation; 0.18 is the original's 0.8 / sqrt(20)")
+    drawn_per: DrawnPer = flag("example", "draw the nodes to swap once a batch, or for every example: batch or example")
+    quick: bool = flag(False, "one seed a setting")
+
+    def members(self) -> Sequence[Member]:
+        members = []
+        for model in self.models:
+            parts = [cases.build(name, init_gain=self.init_gain) for name in model.split("+")]
+            for d_mlp in self.d_mlp:
+                case = combine(parts, width_factor=self.width_factor, d_head=self.d_head, d_mlp=d_mlp)
+                config = self.train_config(case)
+                seeds = range(1 if self.quick else self.seeds)
+                members += [Member(_setting(model, d_mlp), seed, config, Hyperparams(p_unused=0.8)) for seed in seeds]
+        return members
+
+    def share(self, rows: Sequence[Row], model: str, d_mlp: int) -> float:
+        """The share of seeds that converge."""
+        ours = by_seed(rows, _setting(model, d_mlp))
+        return sum(row["stop"] == "converged" for row in ours) / max(len(ours), 1)
+
+    def verdict(self, rows: Sequence[Row]) -> Verdict:
+        fits = {d: [m for m in self.models if self.share(rows, m, d) >= FITS] for d in sorted(self.d_mlp)}
+        most = {d: max((len(m.split("+")) for m in models), default=0) for d, models in fits.items()}
+        seen = ", ".join(f"{n} with {d}" for d, n in most.items())
+        because = f"in two thirds of the seeds, the most tasks that converge are (by neurons an MLP) {seen}."
+        counts = [len(models) for models in fits.values()]
+        if counts[-1] > counts[0]:
+            return Verdict("supported", because)
+        return Verdict("undecided" if counts[0] == len(self.models) else "contradicted", because)
+
+    def tables(self, rows: Sequence[Row], results: Results) -> Sequence[Table]:
+        table = Table(title="Share of seeds that converge, by tasks and neurons an MLP", box=box.SIMPLE_HEAD)
+        table.add_column("tasks")
+        for d_mlp in self.d_mlp:
+            table.add_column(f"{d_mlp}", justify="right")
+        for model in self.models:
+            table.add_row(model, *(f"{100 * self.share(rows, model, d):.0f}%" for d in self.d_mlp))
+        return [*super().tables(rows, results), table]
+
+    def picture(self, rows: Sequence[Row], results: Results, verdict: Verdict, path: Path) -> None:
+        shares = [[self.share(rows, model, d) for d in self.d_mlp] for model in self.models]
+        heat_map(shares, self.models, self.d_mlp, ("tasks", "neurons an MLP"), f"{self.title}\n{verdict}", path)
+
+
+def _setting(model: str, d_mlp: int) -> str:
+    return f"{model}, d_mlp {d_mlp}"
+
+
+if __name__ == "__main__":
+    main(Capacity)

@@ -1,0 +1,60 @@
+"""Can unrelated tasks share a head?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from siitjax.command import flag, main
+from siitjax.compare import by_seed, lag
+from siitjax.objective import DrawnPer
+from siitjax.question import Question
+from siitjax.report import Verdict
+from siitjax.results import Row
+from siitjax.sweep import Member
+from siitjax.train import Hyperparams
+
+
+@dataclass(frozen=True)
+class Heads(Question):
+    """Can unrelated tasks share a head, and how wide must it be?
+
+    Trains several tasks with heads of their own, and with all of them in the same head of each layer (`share_heads`),
+    at each width of a head. A shared head has to carry one task's variable and the other's, on whatever it attends to.
+
+    The rule, fixed before the first run: supported where, at some width, the tasks that share a head match those with
+    heads of their own (by `siitjax.compare`); contradicted where they fall behind at every width.
+    """
+
+    title = "Can unrelated tasks share a head?"
+
+    case: str = flag("0+1", "the tasks, those of cases/ with + between")
+    d_head: tuple[int, ...] = flag((4, 8), "widths of a head", least=1)
+    seeds: int = flag(8, "members a setting: seeds 0, 1, 2, ...", least=1)
+    epochs: int = flag(40, "passes over the data at most; the learning rate reaches its end with the last", least=1)
+    samples: int = flag(5_000, "strings a task, four fifths to train on and one fifth to validate on", least=1)
+    init_gain: float = flag(0.18, "gain of the Xavier normal initialisation; 0.18 is the original's 0.8 / sqrt(20)")
+    drawn_per: DrawnPer = flag("example", "draw the nodes to swap once a batch, or for every example: batch or example")
+    quick: bool = flag(False, "two seeds a setting")
+
+    def members(self) -> Sequence[Member]:
+        return [
+            Member(_setting(share, d_head), seed, self.train_config(case), Hyperparams(p_unused=0.8))
+            for d_head in self.d_head
+            for share in (False, True)
+            for case in [self.build(d_head=d_head, share_heads=share)]
+            for seed in range(2 if self.quick else self.seeds)
+        ]
+
+    def verdict(self, rows: Sequence[Row]) -> Verdict:
+        lags = {d: lag(by_seed(rows, _setting(True, d)), by_seed(rows, _setting(False, d))) for d in self.d_head}
+        seen = "; ".join(f"at d_head {d} {found.words('shared', 'own')}" for d, found in lags.items())
+        kinds = {found.kind for found in lags.values()}
+        kind = "supported" if "matches" in kinds else "contradicted" if kinds == {"behind"} else "undecided"
+        return Verdict(kind, f"{seen}.")
+
+
+def _setting(share: bool, d_head: int) -> str:
+    return f"{'shared' if share else 'own'} heads, d_head {d_head}"
+
+
+if __name__ == "__main__":
+    main(Heads)

@@ -1,0 +1,171 @@
+"""Does swapping one unused node at a time in training leave backup behaviour that single swaps do not show?"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from siitjax.ablate import ablate
+from siitjax.against import AgainstFirst
+from siitjax.command import main
+from siitjax.compare import by_seed, difference, points
+from siitjax.evaluate import evaluate
+from siitjax.export import load_weights
+from siitjax.files import write_atomically
+from siitjax.report import Verdict, percent
+from siitjax.results import Results, ResultsError, Row
+from siitjax.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key
+
+SUBSETS = "random subsets"
+ONE = "unused: one"
+HELD = 0.999
+"""SIIA at which a member holds single swaps, in a comparison of what these do not show; fixed before the first run."""
+MARGIN = 0.1
+"""Points of accuracy that count as backup behaviour; fixed before the first run."""
+SEEDS = 5
+"""Seeds that the verdict needs at least: where none hides anything, fewer would say as much."""
+MEASURED = 500
+"""Validation strings, at most, on which a member is ablated."""
+KEPT = "ablations.json"
+METRICS = {
+    "siia": "SIIA",
+    "joint_siia": "joint SIIA",
+    "subset_siia": "random subset",
+    "worst_siia": "worst subset",
+    "zero": "zero ablation",
+    "mean": "mean ablation",
+}
+
+
+@dataclass(frozen=True)
+class Samplings(AgainstFirst):
+    """Does swapping one unused node at a time in training leave backup behaviour that single swaps do not show?
+
+    Gupta et al. 2024 swap one unused node at a time. Anders & Garriga-Alonso 2024 swap random subsets of them, since
+    nodes that stand in for each other would pass otherwise. This sweep trains with one, with random subsets and with
+    all unused nodes swapped, and with circuit nodes drawn one a batch (the unused ones too are then drawn once a
+    batch), one an example, and in random subsets. Then each member's unused nodes are swapped one at a time, together
+    and in every subset, and ablated, on validation strings in pairs that no epoch has seen.
+
+    The rule, fixed before the first full run: a member hides the points by which its SIIA under the worst subset of the
+    unused nodes lies below its SIIA. What it hides with one node at a time is compared with what it hides with random
+    subsets, over the seeds whose SIIA is 99.9 or more both ways. Supported: the whole 95% interval of the mean
+    difference lies above 0.1 points. Contradicted: it lies below. Undecided: neither, or fewer than 5 such seeds.
+    """
+
+    title = "Does single-node sampling leave backup behaviour?"
+
+    def settings(self) -> Mapping[str, tuple[TrainConfig, Hyperparams]]:
+        case = self.build()
+        sampled = {
+            SUBSETS: {},
+            ONE: {"unused_nodes": "one"},
+            "unused: all": {"unused_nodes": "all"},
+            "drawn per batch": {"drawn_per": "batch"},
+            "circuit: subsets": {"circuit_nodes": "subset"},
+        }
+        return {name: (self.train_config(case, **how), Hyperparams()) for name, how in sampled.items()}
+
+    def measured(self, rows: Sequence[Row], results: Results) -> Sequence[Row]:
+        return measured(rows, results)
+
+    def verdict(self, rows: Sequence[Row]) -> Verdict:
+        return backup(rows)
+
+    def tables(self, rows: Sequence[Row], results: Results) -> Sequence[Table]:
+        return [*super().tables(rows, results), ablations(rows)]
+
+
+def backup(rows: Sequence[Row]) -> Verdict:
+    """The verdict, of rows with what was measured after training; see `Samplings` for its rule."""
+    one, subsets = by_seed(rows, ONE), by_seed(rows, SUBSETS)
+    pairs = [(a, b) for a, b in zip(one, subsets, strict=True) if min(a["siia"], b["siia"]) >= HELD]
+    seeds = f"{len(pairs)} of {len(one)} seeds hold single swaps (SIIA 99.9) both ways"
+    found = difference([a for a, _ in pairs], [b for _, b in pairs], "hidden")
+    if len(pairs) < SEEDS or found.low is None or found.high is None:
+        return Verdict("undecided", f"only {seeds}, and the comparison needs {SEEDS}.")
+    kind = "supported" if found.low > MARGIN else "contradicted" if found.high < MARGIN else "undecided"
+    shown = sum(100 * a["hidden"] > MARGIN for a, _ in pairs)
+    return Verdict(
+        kind,
+        f"sampled one at a time, unused nodes hide {found.mean:+.3f} points more than in random subsets (95% interval "
+        f"{found.low:+.3f} to {found.high:+.3f}, margin {MARGIN:g}), and more than the margin in {shown} of "
+        f"{len(pairs)} seeds; {seeds}.",
+    )
+
+
+def measured(rows: Sequence[Row], results: Results) -> list[Row]:
+    """The rows with what is measured of the trained weights, as shares; it is kept in the folder's ablations.json."""
+    path = results.folder / KEPT
+    with results.usable():
+        kept = _kept(path) if path.exists() else {}
+        if missing := [row for row in rows if row["member"] not in kept]:
+            kept |= _measure(missing, results)
+            write_atomically(path, json.dumps(list(kept.values()), indent=1) + "\n")
+    return [{**row, **kept[row["member"]]} for row in rows]
+
+
+def _kept(path: Path) -> dict[int, Row]:
+    try:
+        names = ("member", *METRICS, "hidden", "worst_subset")
+        return {found["member"]: {name: found[name] for name in names} for found in json.loads(path.read_text())}
+    except (ValueError, TypeError, KeyError):
+        raise ResultsError(f"{path} is torn; remove it, and the members are measured again") from None
+
+
+def _measure(rows: Sequence[Row], results: Results) -> dict[int, Row]:
+    case = results.members[0].config.case
+
+    @jax.jit
+    def measure(model, samples, key):
+        return evaluate(model, case, samples, key=key), ablate(model, case, samples, key=key)
+
+    found = {}
+    for row in track(rows, "measuring what was trained", console=Console(stderr=True)):
+        samples = draw_data(results.members[row["member"]].config, row["seed"]).validation[:MEASURED]
+        # Another step than that of the row's own pairs.
+        key = draw_key(jax.random.key(row["seed"]), Purpose.FINAL, 1)
+        metrics, ablated = measure(load_weights(results.weights(row)), samples, key)
+        shares = {name: float(getattr(metrics, name)) for name in ("siia", "joint_siia", "subset_siia")}
+        shares |= {name: float(getattr(ablated, name)) for name in ("worst_siia", "zero", "mean")}
+        found[row["member"]] = {
+            "member": row["member"],
+            **shares,
+            "hidden": shares["siia"] - shares["worst_siia"],
+            "worst_subset": [*map(str, case.circuit.nodes.named(np.asarray(ablated.worst_subset)))],
+        }
+    return found
+
+
+def ablations(rows: Sequence[Row]) -> Table:
+    """What is left of the answers in each setting whatever becomes of the unused nodes."""
+    table = Table(title="The unused nodes of what was trained", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("setting", no_wrap=True)
+    for column in (*METRICS.values(), "hidden, points", "worst seed"):
+        table.add_column(column, justify="right")
+    for name in dict.fromkeys(row["setting"] for row in rows):
+        ours = by_seed(rows, name)
+        worst = min(ours, key=lambda row: row["worst_siia"])
+        table.add_row(
+            name,
+            *(percent(float(np.mean([row[metric] for row in ours]))) for metric in METRICS),
+            str(points(row["hidden"] for row in ours)),
+            f"{percent(worst['worst_siia'])} by {'+'.join(worst['worst_subset']) or 'none'}",
+        )
+    table.caption = (
+        f"metrics in %, means over the seeds, on {MEASURED} validation strings, in pairs that no epoch has seen; "
+        "hidden: SIIA less SIIA under the worst subset, and its 95% interval; worst seed: its least SIIA"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+if __name__ == "__main__":
+    main(Samplings)

@@ -1,0 +1,65 @@
+"""Do the weights of the three loss terms decide how fast, or whether, SIIT converges?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from siitjax.against import AgainstFirst
+from siitjax.command import flag, main
+from siitjax.compare import by_seed, speed, speed_words
+from siitjax.report import Verdict
+from siitjax.results import Row
+from siitjax.train import Hyperparams, TrainConfig
+
+
+@dataclass(frozen=True)
+class Weights(AgainstFirst):
+    """Do the weights of the three loss terms decide how fast, or whether, SIIT converges?
+
+    Compares the weights of Anders & Garriga-Alonso 2024 (0.4/1/0.4: base, IIT and SIIT) with those of Gupta et al.
+    2024 (1/1/0.4), and with those that the former's code had where it applied the SIIT weight twice (0.4/1/0.16).
+
+    The rule, fixed before the first run: other weights change the speed where the whole 95% interval of the ratio of
+    epochs lies above 1.25 or below 1/1.25, and do not where it lies between. A member that did not converge counts
+    with all its epochs, so that the ratio answers "whether" too. Supported: some of the others change it.
+    Contradicted: none does, by its whole interval.
+    """
+
+    title = "Do the weights of the loss terms decide how fast SIIT converges?"
+
+    weights: tuple[str, ...] = flag(
+        ("0.4/1/0.4", "1/1/0.4", "0.4/1/0.16"), "base/IIT/SIIT weights; the first are what the others are compared with"
+    )
+
+    def settings(self) -> Mapping[str, tuple[TrainConfig, Hyperparams]]:
+        config = self.train_config(self.build())
+        return {words: (config, _hyper(words)) for words in self.weights}
+
+    def verdict(self, rows: Sequence[Row]) -> Verdict:
+        if len(self.weights) < 2:
+            return Verdict("undecided", "the question needs two sets of weights or more.")
+        lags = self.lags(rows)
+        kinds = {speed(found) for found in lags.values()}
+        seen = "; ".join(speed_words(name, self.weights[0], found) for name, found in lags.items())
+        counts = ", ".join(
+            f"{sum(row['stop'] == 'converged' for row in by_seed(rows, name))} of {len(by_seed(rows, name))} at {name}"
+            for name in self.weights
+        )
+        because = f"{seen}; converged: {counts}."
+        if kinds & {"slower", "faster"}:
+            return Verdict("supported", because)
+        return Verdict("undecided" if "unclear" in kinds else "contradicted", because)
+
+
+def _hyper(words: str) -> Hyperparams:
+    """Hyperparams with the weights that "0.4/1/0.4" stands for."""
+    try:
+        base, iit, siit = map(float, words.split("/"))
+    except ValueError:
+        raise ValueError(
+            f'--weights holds "{words}"; it must be three numbers with / between, such as 0.4/1/0.4'
+        ) from None
+    return Hyperparams(w_base=base, w_iit=iit, w_siit=siit)
+
+
+if __name__ == "__main__":
+    main(Weights)

@@ -1,0 +1,273 @@
+"""Three questions about the recipe: what they train, what their rules say of rows made by hand, and one run as a user
+meets it, to its table of what is measured after training."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from siitjax.command import parse
+from siitjax.compare import Points, by_seed, difference, points
+from siitjax.report import Verdict
+from siitjax.results import Results, ResultsError, Row
+from siitjax.sweep import Member
+from sweeps.sampling import METRICS, ONE, SUBSETS, Samplings, backup, measured
+from sweeps.schedule import Schedules
+from sweeps.weights import Weights
+from tests.test_compare import setting
+
+
+def names(members: Sequence[Member]) -> list[tuple[str, int]]:
+    return [(member.setting, member.seed) for member in members]
+
+
+def varied(members: Sequence[Member]) -> dict[str, dict]:
+    """What differs from the recipe in each setting."""
+    recipe = Member("", 0, members[0].config).describe()
+    found = {}
+    for member in members:
+        own = member.describe()
+        pairs = (
+            (key, value, recipe[part][key]) for part in ("hyperparams", "training") for key, value in own[part].items()
+        )
+        found[member.setting] = {key: value for key, value, usual in pairs if value != usual}
+    return found
+
+
+def test_the_weights_are_those_of_both_papers_and_of_the_slip():
+    members = Weights(seeds=2).members()
+    assert names(members) == [(name, seed) for name in ("0.4/1/0.4", "1/1/0.4", "0.4/1/0.16") for seed in (0, 1)]
+    assert varied(members) == {"0.4/1/0.4": {}, "1/1/0.4": {"w_base": 1.0}, "0.4/1/0.16": {"w_siit": 0.16}}
+
+
+def test_the_schedules_are_the_published_fall_its_two_ends_and_a_deeper_fall():
+    members = Schedules(seeds=1).members()
+    assert varied(members) == {
+        "linear 0.001 to 0.0002": {},
+        "constant 0.001": {"lr_end": 1e-3},
+        "constant 0.0002": {"lr_start": 2e-4},
+        "linear 0.001 to 1e-05": {"lr_end": 1e-5},
+    }
+
+
+def test_the_samplings_vary_one_axis_at_a_time():
+    members = Samplings(seeds=1).members()
+    assert members[0].config.sampling.drawn_per == "example"
+    assert varied(members) == {
+        SUBSETS: {},
+        ONE: {"unused_nodes": "one"},
+        "unused: all": {"unused_nodes": "all"},
+        "drawn per batch": {"drawn_per": "batch"},
+        "circuit: subsets": {"circuit_nodes": "subset"},
+    }
+
+
+@pytest.mark.parametrize("question", [Weights, Schedules, Samplings])
+def test_they_share_their_defaults_and_what_shares_a_program_is_one_config(question):
+    members = question().members()
+    config = members[0].config
+    assert (config.case.name, config.case.init_gain, config.epochs) == ("paren_checker", 0.18, 60)
+    assert {member.seed for member in members} == set(range(8))
+    assert len({member.config for member in members}) == (5 if question is Samplings else 1)
+    assert all(replace(m.config, sampling=config.sampling) == config for m in members)
+
+
+def test_quick_is_left_greater_on_five_seeds_at_most(monkeypatch):
+    seen = []
+    monkeypatch.setattr("siitjax.question.Question.run", lambda self: seen.append(self) or 0)
+    for flags in ((), ("--quick",), ("--quick", "--seeds=2")):
+        parse(Weights, ["weights", *flags]).run()
+    assert [(q.case, q.seeds, q.folder.name) for q in seen] == [
+        ("paren_checker", 8, "weights-paren_checker"),
+        ("left_greater", 5, "weights-left_greater"),
+        ("left_greater", 2, "weights-left_greater"),
+    ]
+
+
+def test_points_are_a_mean_with_students_interval():
+    # In points 1, 2, 3: standard error 1 / sqrt(3); t of 2 degrees of freedom at 97.5%: 4.3027.
+    found = points([0.01, 0.02, 0.03])
+    assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - 2.4842, 2 + 2.4842), abs=1e-4)
+    assert str(found) == "+2.000 (-0.484 to +4.484)"
+    assert points([0.5, 0.5]) == Points(50.0, 50.0, 50.0)
+    assert str(points([0.01])) == "+1.000"
+    assert str(points([])) == "-"
+
+
+def test_a_difference_is_paired_by_seed():
+    ours = [
+        {"setting": name, "seed": seed, "x": x}
+        for name, seed, x in (("a", 1, 0.7), ("b", 0, 0.1), ("b", 1, 0.2), ("a", 0, 0.4))
+    ]
+    found = difference(by_seed(ours, "a"), by_seed(ours, "b"), "x")
+    assert found.mean == pytest.approx(100 * (0.3 + 0.5) / 2)
+    with pytest.raises(ValueError, match="different seeds"):
+        difference(by_seed(ours, "a"), by_seed(ours, "b")[:1], "x")
+
+
+def sweep(names: tuple[str, ...], *epochs: tuple[int, ...]) -> list[Row]:
+    """Rows of the settings, which took these epochs, a seed each."""
+    return [{**row, "setting": name} for name, own in zip(names, epochs, strict=True) for row in setting(*own)]
+
+
+TENS = (10, 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("gupta", "slip", "kind"),
+    [
+        ((10, 11, 10), (10, 9, 10), "contradicted"),
+        ((10, 11, 10), (20, 21, 19), "supported"),
+        ((5, 6, 5), (10, 11, 10), "supported"),
+        ((10, 11, 10), (8, 10, 14), "undecided"),
+        ((5, 6, 5), (8, 10, 14), "supported"),
+        ((100, 100, 100), (10, 10, 10), "supported"),
+    ],
+)
+def test_the_weights_matter_where_the_ratio_of_some_lies_outside_the_margin_either_way(gupta, slip, kind):
+    verdict = Weights().verdict(sweep(Weights.weights, TENS, gupta, slip))
+    assert verdict.kind == kind
+    assert verdict.because.startswith("1/1/0.4 needs ")
+
+
+def test_the_verdict_on_weights_says_how_each_compares_and_how_many_converged():
+    because = Weights().verdict(sweep(Weights.weights, TENS, (5, 5, 5), (40, 40, 100))).because
+    assert "1/1/0.4 needs 0.50 times the epochs of 0.4/1/0.4 (95% interval 0.50-0.50), so it is faster; " in because
+    assert because.endswith("so it is slower; converged: 3 of 3 at 0.4/1/0.4, 3 of 3 at 1/1/0.4, 2 of 3 at 0.4/1/0.16.")
+
+
+def test_without_pairs_or_others_the_weights_are_undecided():
+    hundreds = (100, 100)
+    verdict = Weights().verdict(sweep(Weights.weights, hundreds, hundreds, hundreds))
+    assert verdict.kind == "undecided"
+    assert "too few seeds of 1/1/0.4 or 0.4/1/0.4 converged" in verdict.because
+    alone = Weights(weights=("1/1/1",)).verdict([])
+    assert alone == Verdict("undecided", "the question needs two sets of weights or more.")
+
+
+@pytest.mark.parametrize("words", ["1/1", "1/1/high", "0.4,1"])
+def test_weights_that_are_not_three_numbers_get_one_line(words):
+    with pytest.raises(ValueError, match=r"must be three numbers with / between, such as 0.4/1/0.4"):
+        Weights(weights=(words,)).members()
+    with pytest.raises(ValueError, match="w_iit is -1"):
+        Weights(weights=("1/-1/1",)).members()
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "kind"),
+    [
+        ((20, 21, 19), (30, 31, 29), "supported"),
+        ((20, 21, 19), (10, 11, 10), "contradicted"),
+        ((5, 5, 5), (30, 31, 29), "contradicted"),
+        ((8, 10, 16), (30, 31, 29), "undecided"),
+        ((100, 100, 100), (100, 100, 100), "supported"),
+    ],
+)
+def test_the_fall_matters_where_both_constant_rates_fall_behind_it(high, low, kind):
+    names = tuple(Schedules().settings())
+    verdict = Schedules().verdict(sweep(names, TENS, high, low, (1, 1, 1)))
+    assert verdict.kind == kind
+    assert verdict.because.startswith("constant 0.001 needs ")
+    assert "; constant 0.0002 needs " in verdict.because
+
+
+def test_rates_that_are_the_same_are_refused():
+    with pytest.raises(ValueError, match=r"--high is 0.001, --low 0.001 and --lowest 1e-05; they must all differ"):
+        Schedules(low=1e-3).members()
+
+
+def hiding(one: tuple[float, ...], subsets: tuple[float, ...], siia: float = 1.0) -> list[Row]:
+    """Rows whose worst subsets cost these points, a seed each."""
+    return [
+        {"setting": name, "seed": seed, "siia": siia, "hidden": points / 100}
+        for name, own in ((ONE, one), (SUBSETS, subsets))
+        for seed, points in enumerate(own)
+    ]
+
+
+NONE = (0.0,) * 6
+
+
+@pytest.mark.parametrize(
+    ("one", "subsets", "kind"),
+    [
+        ((5.0, 5.5, 4.5, 5.0, 5.0, 5.2), NONE, "supported"),
+        (NONE, NONE, "contradicted"),
+        ((0.01, 0.0, 0.02, 0.0, 0.05, 0.0), NONE, "contradicted"),
+        ((5.0, 0.0, 0.0, 0.0, 0.0, 0.0), NONE, "undecided"),
+        ((5.0, 5.5, 4.5, 5.0, 5.0, 5.2), (5.0, 5.5, 4.5, 5.0, 5.0, 5.2), "contradicted"),
+        ((5.0, 5.5, 4.5, 5.0), (0.0,) * 4, "undecided"),
+    ],
+)
+def test_backup_behaviour_is_what_single_sampling_hides_beyond_random_subsets(one, subsets, kind):
+    assert backup(hiding(one, subsets)).kind == kind
+
+
+def test_the_verdict_on_sampling_says_in_how_many_seeds_and_leaves_out_those_that_do_not_hold_single_swaps():
+    rows = hiding((5.0, 5.0, 0.1, 0.0, 0.0, 90.0, 5.0), (0.0,) * 7)
+    next(row for row in rows if (row["setting"], row["seed"]) == (SUBSETS, 5))["siia"] = 0.99
+    because = backup(rows).because
+    # 5, 5, 0.1, 0, 0, 5: the mean is 15.1 / 6.
+    assert "hide +2.517 points more than in random subsets" in because
+    assert because.endswith("in 3 of 6 seeds; 6 of 7 seeds hold single swaps (SIIA 99.9) both ways.")
+    assert backup(hiding(NONE, NONE, siia=0.99)) == Verdict(
+        "undecided", "only 0 of 6 seeds hold single swaps (SIIA 99.9) both ways, and the comparison needs 5."
+    )
+
+
+TINY = """
+from dataclasses import dataclass, replace
+from siitjax.circuit import Variable
+from siitjax.command import main
+from siitjax.nodes import head
+from sweeps.sampling import METRICS, ONE, SUBSETS, Samplings
+from tests import tiny
+
+@dataclass(frozen=True)
+class Tiny(Samplings):
+    def settings(self):
+        is_right = Variable("is_right", ("tokens",), lambda tokens: (tokens == 3).astype(int), head(0, 1))
+        config = replace(tiny.CONFIG, case=replace(tiny.CASE, variables=(is_right,)))
+        return {SUBSETS: (config, tiny.LEARNS), ONE: (config, tiny.STAYS)}
+
+if __name__ == "__main__":
+    main(Tiny)
+"""
+
+
+def test_a_run_ends_in_what_is_measured_of_the_trained_weights(tmp_path):
+    (tmp_path / "tiny.py").write_text(TINY)
+    folder = tmp_path / "results"
+    command = [sys.executable, str(tmp_path / "tiny.py"), "--seeds=2", "--workers=1", f"--out={folder}"]
+    found = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=found)
+    assert ended.returncode == 0, ended.stderr
+    assert "The unused nodes of what was trained" in ended.stdout
+    assert "seeds hold single swaps (SIIA 99.9) both ways, and the comparison needs 5." in ended.stdout
+    kept = json.loads((folder / "ablations.json").read_text())
+    assert [one["member"] for one in kept] == [0, 1, 2, 3]
+    for one in kept:
+        assert 0 <= one["worst_siia"] <= min(one["joint_siia"], one["siia"]) + 1e-6
+        assert one["hidden"] == pytest.approx(one["siia"] - one["worst_siia"])
+        assert set(one["worst_subset"]) <= {"L0H0", "L0H2", "MLP0"}
+
+
+def test_what_was_measured_is_kept_and_not_measured_again(tmp_path):
+    results = Results(tmp_path, "", tuple(Samplings(seeds=1).members()))
+    rows = [{"member": 0, "setting": SUBSETS, "seed": 0, "siia": 0.7}]
+    shares = {name: i / 10 for i, name in enumerate(METRICS)}
+    kept = {"member": 0, **shares, "hidden": 0.3, "worst_subset": ["L0H0"]}
+    (tmp_path / "ablations.json").write_text(json.dumps([kept]))
+    assert measured(rows, results) == [{**rows[0], **kept}]
+    for torn in ('[{"member": 0', '[{"member": 0}]', "[0]", "0"):
+        (tmp_path / "ablations.json").write_text(torn)
+        with pytest.raises(
+            ResultsError, match=r"ablations.json is torn; remove it, and the members are measured again"
+        ):
+            measured(rows, results)
+        assert (tmp_path / "ablations.json").read_text() == torn

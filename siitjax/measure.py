@@ -54,6 +54,8 @@ class Evaluate(Command):
         n = sum(len(base) for base, _ in batches)
         counts = total(trained, batches, self.seed, screen if self.exhaustive else None)
         metrics = _shares(counts, trained.case)
+        config, member = trained.case.config, trained.about["member"]
+        screen.print(f"{trained.case.name}: {config.n_layers} layers, d_model {config.d_model}, seed {member['seed']}")
         screen.print(_summary(trained, metrics, n))
         if self.nodes:
             screen.print(_nodes(trained, metrics))
@@ -108,8 +110,7 @@ def total(trained: Trained, batches: list[Batch], seed: int, screen: Console | N
         counts = _count(
             trained.case, trained.model, jnp.asarray(base), jnp.asarray(source), jax.random.fold_in(root, i)
         )
-        # Waited for: with a thread alone, XLA's CPU backend can hang when it compiles while something runs.
-        counts = jax.tree.map(np.asarray, jax.block_until_ready(counts))
+        counts = jax.device_get(counts)  # waited for, so that the bar is true
         found = counts if found is None else jax.tree.map(np.add, found, counts)
     assert found is not None
     return found
@@ -161,14 +162,8 @@ def _named(case: Case) -> tuple[list[str], list[str]]:
 
 
 def _summary(trained: Trained, metrics: Metrics, pairs: int) -> Table:
-    config = trained.case.config
-    seed = trained.about["member"]["seed"]
-    table = Table(
-        title=f"{trained.case.name}: {config.n_layers} layers, d_model {config.d_model}, seed {seed}; {pairs} pairs",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-    )
-    table.add_column("metric")
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column(f"% of tokens, {pairs} pairs")
     for column in ("measured", "stored") if trained.metrics is not None else ("measured",):
         table.add_column(column, justify="right")
     names = {"iia": "IIA", "changed_iia": "changed IIA", "worst_changed_iia": "changed IIA, worst node", "siia": "SIIA"}

@@ -21,7 +21,7 @@ class Ship(Command):
     """
 
     results: str = argument("folders of results or of models, with commas between")
-    pairs: int = flag(50_000, "random pairs that each is measured on", least=1)
+    pairs: int = flag(20_000, "random pairs that each is measured on", least=1)
     seed: int = flag(2_000_000, "decides the strings and their pairs", least=0)
 
     def run(self) -> int:

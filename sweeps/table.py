@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 import cases
+from cases import MODELS
 from siitjax.circuit import Counterfactual
 from siitjax.command import flag, main
 from siitjax.evaluate import Metrics, evaluate
@@ -22,7 +22,6 @@ from siitjax.results import Results, Row
 from siitjax.sweep import Member
 from siitjax.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key
 
-MODELS = tuple("+".join(names) for n in range(1, 5) for names in combinations("0123", n))
 QUICK = ("0", "1", "2", "0+1", "1+2")
 PUBLISHED = dict(
     zip(
@@ -49,12 +48,13 @@ class Models(Question):
 
     case: str = flag("all", "the models: all, or a list such as 0,1+2,0+1+2+3")
     seeds: int = flag(3, "members a setting: seeds 0, 1, 2, ...", least=1)
+    epochs: int = flag(60, "passes over the data at most; the learning rate reaches its end with the last", least=1)
     init_gain: float = flag(0.18, "gain of the Xavier normal initialisation; 0.18 is the original's 0.8 / sqrt(20)")
     drawn_per: DrawnPer = flag("example", "draw the nodes to swap once a batch, or for every example: batch or example")
     p_unused: float = flag(0.8, "probability of each unused node in the subset that the SIIT term swaps")
     lr_end: float = flag(1e-5, "learning rate after the last epoch; it falls from 1e-3 to it linearly", least=0)
     rules: tuple[Counterfactual, ...] = flag(("causal", "frozen"), "what a swap changes: causal, frozen")
-    quick: bool = flag(False, f"the models {', '.join(QUICK)} alone")
+    quick: bool = flag(False, f"the models {', '.join(QUICK)} alone, a seed each")
 
     def models(self) -> tuple[str, ...]:
         if self.case == "all":
@@ -73,7 +73,7 @@ class Models(Question):
                 self._config(model, rule),
                 Hyperparams(p_unused=self.p_unused, lr_end=self.lr_end),
             )
-            for seed in range(self.seeds)
+            for seed in range(1 if self.quick else self.seeds)
             for model, rule in kinds
         ]
 

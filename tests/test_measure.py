@@ -1,0 +1,184 @@
+"""`python -m siitjax.evaluate`: every shipped model holds its circuit, and one that does not is told."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cases
+from cases import left_greater
+from siitjax.combine import combine
+from siitjax.evaluate import Metrics, evaluate
+from siitjax.measure import failures, list_batches, measured_again
+from siitjax.trained import Trained, metrics_as_json, read_trained, save_trained
+from siitjax.transformer import init_transformer
+
+PAIRS = 1_000
+
+
+def run(*words):
+    command = [sys.executable, "-m", "siitjax.evaluate", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("name", cases.MODELS)
+def test_a_shipped_model_holds_what_it_stores(name):
+    trained = cases.load(name)
+    assert cases.number(trained.case.name) == name
+    assert trained.metrics is not None
+    metrics, tokens = measured_again(trained, PAIRS, seed=7)
+    assert tokens > PAIRS
+    assert failures(trained.case, trained.metrics, metrics, tokens) == []
+    assert metrics.accuracy == 1
+    assert metrics.iia >= 0.9995
+    assert metrics.worst_changed_iia >= 0.99
+    assert metrics.joint_siia >= 0.999
+
+
+def test_the_shipped_models_weigh_less_than_3_megabytes():
+    files = [cases.SHIPPED / f"{name}.safetensors" for name in cases.MODELS]
+    assert sum(file.stat().st_size for file in files) < 3_000_000
+    assert sorted(cases.SHIPPED.iterdir()) == sorted(files)
+
+
+def test_a_shipped_model_is_found_by_numbers_and_by_names_in_any_order():
+    loaded = [cases.load(name) for name in ("0+1", "1+0", "left_greater+duplicate_remover", "duplicate_remover+1")]
+    assert {json.dumps(trained.about, sort_keys=True) for trained in loaded} == {
+        json.dumps(loaded[0].about, sort_keys=True)
+    }
+
+
+def small(**changes) -> Trained:
+    case = replace(left_greater.CASE, **changes)
+    model = init_transformer(case.config, key=jax.random.key(0))
+    samples, _ = case.draw(40, 20, np.random.default_rng(0))
+    metrics = evaluate(model, case, jnp.asarray(samples), key=jax.random.key(1))
+    return Trained(case, model, metrics, {"member": {"case": case.describe(), "seed": 3}})
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    saved = small()
+    save_trained(tmp_path / "model.safetensors", saved)
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        found = cases.load(path)
+        assert found.case.describe() == saved.case.describe()
+        assert found.about["member"] == saved.about["member"]
+        assert eqx.tree_equal(found.model, saved.model)
+        assert found.metrics is not None
+        assert saved.metrics is not None
+        assert json.dumps(metrics_as_json(found.metrics)) == json.dumps(metrics_as_json(saved.metrics))
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [
+        ({"name": "left_graeter"}, 'case is "left_graeter"; did you mean "left_greater"'),
+        ({"vocabulary": ["BOS", "PAD", "x", "y"]}, "are not those of cases/"),
+        ({"d_model": 5}, "are not those of cases/"),
+    ],
+)
+def test_a_case_that_cases_does_not_make_is_refused(tmp_path, description, words):
+    saved = small()
+    member = {**saved.about["member"], "case": {**saved.case.describe(), **description}}
+    save_trained(tmp_path / "a.safetensors", replace(saved, about={"member": member}))
+    with pytest.raises(ValueError, match=words):
+        read_trained(tmp_path / "a.safetensors", cases.described)
+
+
+@pytest.mark.parametrize("names", ["0", "3", "1+1", "0+2+3"])
+@pytest.mark.parametrize("rule", ["causal", "frozen"])
+def test_every_case_is_found_again_by_its_description(names, rule):
+    case = cases.build(names, counterfactual=rule, init_gain=0.18)
+    assert cases.described(json.loads(json.dumps(case.describe()))).describe() == case.describe()
+
+
+def metrics(**changes) -> Metrics:
+    """Those of a circuit of two nodes, and two unused ones, that is held but for `changes`."""
+    share = lambda *values: jnp.array(values, jnp.float32)
+    one = jnp.float32(1)
+    scalars = ("accuracy", "iia", "changed_iia", "worst_changed_iia", "sequence_iia", "siia", "joint_siia")
+    held = {name: one for name in (*scalars, "subset_siia")}
+    held |= {"node_iia": share(1, 1), "node_changed_iia": share(1, jnp.nan), "node_siia": share(1, 1)}
+    held |= {name: jnp.asarray(value, jnp.float32) for name, value in changes.items()}
+    return Metrics(node_changed=jnp.array([400, 0]), perfect=jnp.asarray(True), **held)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({}, []),
+        ({"accuracy": 0.9999}, []),  # less than the margin
+        ({"accuracy": 0.99}, ["accuracy is 99.00 (stored 100)"]),
+        ({"joint_siia": 0.99, "subset_siia": 0.98}, ["joint_siia is 99.00", "subset_siia is 98.00"]),
+        ({"node_iia": (1, 0.9)}, ["IIA of MLP0 is 90.00"]),
+        ({"node_changed_iia": (0.9, jnp.nan)}, ["changed IIA of L0H1 is 90.00"]),
+        ({"node_changed_iia": (0.9975, jnp.nan)}, []),  # one of 400 may be chance
+        ({"node_changed_iia": (jnp.nan, jnp.nan)}, ["changed IIA of L0H1 is nan"]),
+        ({"node_siia": (1, 0.5)}, ["SIIA of L0H2 is 50.00"]),
+    ],
+)
+def test_a_stored_figure_fails_when_the_new_one_lies_wholly_below_it(found, words):
+    case = replace(left_greater.CASE, d_model=12, d_head=4)  # L0H1 and MLP0 hold the circuit; L0H0 and L0H2 nothing
+    lines = failures(case, metrics(), metrics(**found), 10_000)
+    assert len(lines) == len(words)
+    assert all(line.startswith(start) for line, start in zip(lines, words, strict=True))
+
+
+def test_exhaustive_takes_every_string_of_the_tasks_that_have_few_enough():
+    case = left_greater.CASE.with_context(5)
+    every = case.every(2**4)
+    assert every is not None
+    assert {tuple(row) for row in every.tolist()} == {
+        (0, a, b, c, d) for a in (2, 3) for b in (2, 3) for c in (2, 3) for d in (2, 3)
+    }
+    assert case.every(2**4 - 1) is None
+    both = combine([case, cases.find("duplicate_remover")])  # 3**14 strings are too many
+    samples = both.every(2**4)
+    assert samples is not None
+    assert samples.shape == (2**4, 16)
+    assert set(samples[:, 0].tolist()) == {both.vocabulary.index("left_greater:")}
+    batches = list_batches(both, 100, 0, exhaustive=True)
+    assert sum(len(base) for base, _ in batches) == 2**4 + 1_000_000
+
+
+def test_a_model_that_was_harmed_is_told_by_exit_1(tmp_path):
+    trained = cases.load("left_greater")
+    harmed = eqx.tree_at(lambda m: m.unembed.b_U, trained.model, replace_fn=lambda b: b.at[0].add(100.0))
+    save_trained(tmp_path / "model.safetensors", replace(trained, model=harmed))
+    ended = run(tmp_path, "--pairs=500", "--nodes")
+    assert ended.returncode == 1, ended.stderr
+    assert "Does not hold: accuracy is " in ended.stdout
+    assert "stored figures do not hold." in ended.stdout
+
+
+def test_a_model_that_is_whole_is_told_by_exit_0_with_a_line_a_node():
+    ended = run("left_greater", "--pairs=500", "--nodes")
+    assert ended.returncode == 0, ended.stderr
+    assert "All stored figures hold." in ended.stdout
+    for words in ("L0H1", "counts", "MLP0", "joint SIIA", "a random subset"):
+        assert words in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ((), "evaluate: MODEL is missing: a shipped model"),
+        (("left_graeter",), 'the model is "left_graeter"; did you mean "left_greater"?'),
+        (("0+1+7",), 'the model is "0+1+7"; did you mean "0+1+3"?'),
+        (("tests",), "tests is not a model: it holds no model.safetensors"),
+        (("pyproject.toml",), "pyproject.toml is not a whole safetensors file"),
+        (("0", "1"), '"1" is an argument too many'),
+        (("0", "--pairs=0"), "--pairs is 0; it must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(words, line):
+    ended = run(*words)
+    assert ended.returncode == 2
+    assert line in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1

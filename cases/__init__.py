@@ -36,8 +36,13 @@ def find_all(names: str) -> tuple[Case, ...]:
     """The cases that `names` lists, by name or number, with + between: "1+2", "left_greater+paren_checker".
 
     Raises:
-        ValueError: one is none of the table's; the message names the nearest.
+        ValueError: one is empty, or none of the table's; the message names the nearest.
     """
+    if not all(name.strip() for name in names.split("+")):
+        raise ValueError(
+            f'"{names}" names no case, or an empty one; give one of {", ".join(case.name for case in CASES)}, or several '
+            "with + between"
+        )
     return tuple(find(name.strip()) for name in names.split("+"))
 
 

@@ -36,6 +36,8 @@ class Heads(Question):
     quick: bool = flag(False, "two seeds a setting")
 
     def members(self) -> Sequence[Member]:
+        if "+" not in self.case:
+            raise ValueError(f"--case is {self.case}, but one task shares its heads with none; give two, such as 0+1")
         return [
             Member(_setting(share, d_head), seed, self.train_config(case), Hyperparams(p_unused=0.8))
             for d_head in self.d_head

@@ -59,7 +59,10 @@ class Models(Question):
     def models(self) -> tuple[str, ...]:
         if self.case == "all":
             return QUICK if self.quick else MODELS
-        return tuple(name.strip() for name in self.case.split(","))
+        names = [name.strip() for name in self.case.split(",")]
+        if len(set(names)) < len(names):
+            raise ValueError(f"--case is {self.case}; list each model once, with commas between")
+        return tuple(names)
 
     def members(self) -> Sequence[Member]:
         # A single task has no rule of its own: the original's frozen one is that of its combined models.

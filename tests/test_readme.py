@@ -5,12 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
-
-import cases
-from siitjax.export import save_weights
-from siitjax.transformer import init_transformer
-
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
@@ -34,12 +28,9 @@ def test_the_question_shown_runs(tmp_path):
     assert (tmp_path / "results" / "figure.png").exists()
 
 
-def test_the_weights_shown_load(tmp_path, monkeypatch):
-    weights = tmp_path / "results" / "betas-left_greater" / "members" / "0000.safetensors"
-    weights.parent.mkdir(parents=True)
-    save_weights(weights, init_transformer(cases.find("left_greater").config, key=jax.random.key(0)))
-    monkeypatch.chdir(tmp_path)
-    (shown,) = [text for text in BLOCKS if "load_weights" in text]
+def test_the_model_shown_loads_and_holds_its_circuit():
+    (shown,) = [text for text in BLOCKS if 'cases.load("left_greater")' in text]
     names = {}
     exec(compile(shown, "README.md", "exec"), names)
     assert names["labels"].shape == (5,)
+    assert (names["logits"].argmax(-1) == names["labels"]).all()

@@ -40,8 +40,8 @@ def find_all(names: str) -> tuple[Case, ...]:
     """
     if not all(name.strip() for name in names.split("+")):
         raise ValueError(
-            f'"{names}" names no case, or an empty one; give one of {", ".join(case.name for case in CASES)}, or several '
-            "with + between"
+            f'"{names}" names no case, or an empty one; '
+            f"give one of {', '.join(case.name for case in CASES)}, or several with + between"
         )
     return tuple(find(name.strip()) for name in names.split("+"))
 

@@ -25,7 +25,7 @@ check: .venv/test
 
 .venv/test: .venv/run
 	$(INSTALL) $(TORCH)
-	$(INSTALL) --editable '.[torch,dev]'
+	$(INSTALL) --editable '.[sae,dev]'
 	touch $@
 
 clean:

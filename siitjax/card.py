@@ -1,0 +1,190 @@
+"""The model card: a folder's README.md."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from siitjax.case import Case
+from siitjax.circuit import Circuit
+from siitjax.report import percent
+from siitjax.truth import LOGITS, edges
+
+SHARES = {
+    "accuracy": "tokens answered right, nothing swapped",
+    "iia": "tokens answered as the causal model says when one circuit node is swapped; mean over the nodes",
+    "changed_iia": "the same, on the tokens whose label the swap changed",
+    "worst_changed_iia": "the least of the nodes",
+    "sequence_iia": "samples right at every token when one circuit node is swapped",
+    "siia": "tokens that keep their answer when one unused node is swapped; mean over the nodes",
+    "joint_siia": "the same with all unused nodes swapped together",
+    "subset_siia": "the same with a random subset of them",
+}
+CARD = """---
+license: mit
+tags: [mechanistic-interpretability, ground-truth-circuit, transformer-lens]
+---
+
+# {name}
+
+A small transformer whose circuit is known: it was trained by strict interchange interventions (SIIT) so that the nodes
+below compute the variables below, and all other nodes contribute nothing. The metrics say how far that holds. Made by
+siitjax.
+
+| layers | d_model | heads a layer | d_head | d_mlp | n_ctx | tokens | outputs a token | weights |
+|---|---|---|---|---|---|---|---|---|
+| {shape} |
+
+## Circuit
+
+```mermaid
+{drawing}
+```
+
+| variable | reads | node | hook |
+|---|---|---|---|
+{variables}
+
+An arrow says that a node's variables read what another holds; variables without a node are computed wherever they are
+read. {unused} of the {nodes} nodes hold nothing. `circuit.json` has all of it: each variable's values, the mask of the
+nodes, the edges, and all possible edges.
+
+## Metrics
+
+{metrics}
+
+## Load it
+
+In this folder, with TransformerLens alone:
+
+```python
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+config = HookedTransformerConfig(**json.loads(Path("config.json").read_text()), device="cpu")
+model = HookedTransformer(config)
+model.load_state_dict(load_file("model.safetensors"), strict=False)  # not strict: the causal masks are not saved
+
+vocabulary = json.loads(Path("vocab.json").read_text())
+tokens = torch.tensor([[vocabulary[token] for token in "{example}".split()]])
+print(model(tokens).argmax(-1))
+```
+
+With siitjax (`pip install 'siitjax[torch]'`):
+
+```python
+from siitjax.torch import to_bridge, to_hooked_transformer, to_torch
+
+model = to_hooked_transformer(".")  # TransformerLens' HookedTransformer
+model = to_bridge(".")  # the TransformerBridge that replaces it
+model = to_torch(".")  # a plain torch.nn.Module with the same weights
+```
+
+In JAX:
+
+```python
+import cases
+
+trained = cases.load(".")
+logits, activations = trained.model(trained.case.tokens("{string}".split()))
+```
+
+## How it was trained
+
+{training}
+
+Method: Geiger et al. 2022 (IIT, https://arxiv.org/abs/2112.00826), Gupta et al. 2024 (SIIT, InterpBench,
+https://arxiv.org/abs/2407.14494), and the recipe of Anders & Garriga-Alonso 2024.
+"""
+
+
+def card(
+    case: Case,
+    metrics: Mapping[str, Any] | None,
+    member: Mapping[str, Any],
+    n_weights: int,
+    example: tuple[str, ...],
+) -> str:
+    """The card's text.
+
+    Args:
+        metrics: what was measured, as JSON has it; None where nothing was.
+        member: what is known of the training, as `Member.describe` gives it; it may be empty.
+        n_weights: how many numbers the transformer has.
+        example: a sample, spelled as the case's tokens.
+    """
+    config = case.config
+    sizes = (
+        config.n_layers,
+        config.d_model,
+        config.n_heads,
+        config.d_head,
+        0 if config.attn_only else config.mlp_width,
+    )
+    shape = (*sizes, config.n_ctx, config.d_vocab, config.d_vocab_out, n_weights)
+    return CARD.format(
+        name=case.name,
+        shape=" | ".join(f"{n:,}" for n in shape),
+        drawing=drawing(case.circuit),
+        variables="\n".join(
+            f"| {v.name} | {', '.join(v.reads)} | {v.node or '-'} | {f'`{v.node.hook}`' if v.node else '-'} |"
+            for v in case.variables
+        ),
+        unused=int(case.circuit.unused_mask.sum()),
+        nodes=len(case.circuit.nodes),
+        metrics="Nothing was measured." if metrics is None else _metrics(case.circuit, metrics),
+        example=" ".join(example),
+        string=" ".join(token for token in example if token != "BOS"),
+        training=_training(member),
+    )
+
+
+def drawing(circuit: Circuit) -> str:
+    """The circuit as a mermaid flowchart, from the tokens up to the logits."""
+    held = {str(node): [v.name for v in circuit.at(node)] for node in circuit.nodes}
+    drawn = edges(circuit)
+    ends = {name for edge in drawn for name in edge}
+    lines = ["flowchart BT"]
+    for name in [*(name for name in held if name in ends), LOGITS]:
+        inside = {"embed": "tokens", LOGITS: circuit.variables[-1].name}.get(name, ", ".join(held.get(name, ())))
+        lines.append(f'    {name}["{name}: {inside}"]')
+    return "\n".join([*lines, *(f"    {begin} --> {end}" for begin, end in drawn)])
+
+
+def _metrics(circuit: Circuit, metrics: Mapping[str, Any]) -> str:
+    names = [str(node) for node in circuit.nodes.named(circuit.circuit_mask)]
+    if len(names) < len(metrics["node_iia"]):
+        names = ["embed", *names]
+    columns = (metrics[f"node_{name}"] for name in ("changed", "iia", "changed_iia"))
+    return "\n".join(
+        [
+            "| metric | % | in words |",
+            "|---|---|---|",
+            *(f"| {name} | {_percent(metrics[name])} | {words} |" for name, words in SHARES.items()),
+            "",
+            "Of each circuit node, swapped alone:",
+            "",
+            "| node | labels that its swap changes | IIA | changed IIA |",
+            "|---|---|---|---|",
+            *(
+                f"| {name} | {changed:,} | {_percent(iia)} | {_percent(changed_iia)} |"
+                for name, changed, iia, changed_iia in zip(names, *columns, strict=True)
+            ),
+        ]
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else percent(share)
+
+
+def _training(member: Mapping[str, Any]) -> str:
+    """The training's numbers as a table, or a sentence where nothing is known."""
+    own = {name: member[name] for name in ("setting", "seed") if name in member}
+    known = own | member.get("training", {}) | member.get("hyperparams", {})
+    if not known:
+        return "Nothing is known of its training."
+    written = lambda value: f"{value:g}" if isinstance(value, float) else f"{value}"
+    return "\n".join(["| what | value |", "|---|---|", *(f"| {k} | {written(v)} |" for k, v in known.items())])

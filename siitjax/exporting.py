@@ -1,0 +1,58 @@
+"""`python -m siitjax.export`: models as folders that a model hub could show."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import cases
+from siitjax.command import Command, argument, flag
+from siitjax.evaluate import Metrics
+from siitjax.folder import new_folder, read_model, write_folder
+
+
+@dataclass(frozen=True)
+class Export(Command):
+    """Writes a trained model as a folder: weights, config, circuit, vocabulary, metrics and a model card."""
+
+    model: str = argument(
+        "a shipped model (0+1+2+3, or task names), a weights file, or a folder with model.safetensors"
+    )
+    out: str = argument("the folder to write; it must not exist")
+    all: bool = flag(False, "MODEL is a sweep's results folder: write a folder a member, named by its number")
+
+    def run(self) -> int:
+        out = Path(self.out)
+        if not self.all:
+            _write(self.model, out)
+            print(f"{self.model} is exported to {out}")
+            return 0
+        files = sorted((Path(self.model) / "members").glob("*.safetensors"))
+        if not files:
+            raise ValueError(
+                f"{self.model} is not a sweep's results: it holds no members/*.safetensors; "
+                "without --all, a single model is exported"
+            )
+        with new_folder(out) as folder:
+            for file in files:
+                _write(str(file), folder / file.stem)
+        print(f"{len(files)} members of {self.model} are exported to {out}")
+        return 0
+
+
+def _write(model: str, out: Path) -> None:
+    if Path(model).exists():
+        read_model(Path(model))  # the strictest reader says all that is wrong with a file
+    write_folder(out, cases.load(model), _measured(Path(model)))
+
+
+def _measured(file: Path) -> dict[str, Any] | None:
+    """The metrics of a sweep's member, which stand in the row of its results folder; None of any other file."""
+    rows = file.parent.parent / "rows.jsonl"
+    if not file.stem.isdecimal() or not rows.is_file():
+        return None
+    try:
+        found = [row for line in rows.read_text().splitlines() if (row := json.loads(line))["member"] == int(file.stem)]
+        return {f.name: found[0][f.name] for f in fields(Metrics)} if found else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{rows} is torn ({error!r}); restore it, or run the sweep with --resume") from None

@@ -1,0 +1,28 @@
+"""What a loader takes: a transformer of ours, or where one is."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import cases
+from siitjax.export import state_dict
+from siitjax.folder import read_model
+from siitjax.transformer import Transformer
+
+Source = Transformer | Path | str
+"""A transformer; the path of a model's folder or weights file; or the name of a shipped model."""
+
+
+def transformer(source: Source) -> Transformer:
+    """The transformer that `source` stands for. Raises ValueError where there is none."""
+    if isinstance(source, Transformer):
+        return source
+    if isinstance(source, Path) or Path(source).exists():
+        return read_model(Path(source))
+    return cases.load(source).model
+
+
+def tensors(model: Transformer) -> dict[str, torch.Tensor]:
+    """The weights by TransformerLens key, as tensors of their own."""
+    return {name: torch.from_numpy(np.array(weight)) for name, weight in state_dict(model).items()}

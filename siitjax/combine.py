@@ -121,12 +121,12 @@ def _placed(parts: Sequence[Part], share_heads: bool) -> tuple[dict[tuple[str, s
             if variable.node is None:
                 continue
             if variable.node not in ours:
-                ours[variable.node] = variable.node
-                layer = variable.node.layer or 0
-                if variable.node.head is not None and share_heads:
-                    ours[variable.node] = _free(layer, set(ours.values()))
-                elif variable.node.head is not None and variable.node in taken:
-                    ours[variable.node] = _free(layer, taken | wanted)
+                layer, place = variable.node.layer or 0, variable.node
+                if place.head is not None and share_heads:
+                    place = _free(layer, set(ours.values()))
+                elif place.head is not None and place in taken:
+                    place = _free(layer, taken | wanted)
+                ours[variable.node] = place
             places[part.name, variable.name] = ours[variable.node]
         taken |= set(ours.values())
     return places, _free(0, taken)

@@ -90,7 +90,7 @@ def _setting(name: str, rows: Sequence[Row]) -> Setting:
 
 def percent(share: float) -> str:
     """A share in percent, never rounded up to 100."""
-    return f"{np.floor(share * 1e4) / 1e2:.2f}" if share < 1 else "100"
+    return "100" if share >= 1 else f"{np.floor(share * 1e4) / 1e2:.2f}"
 
 
 def table(settings: Sequence[Setting], title: str) -> Table:

@@ -195,9 +195,9 @@ def test_share_heads_puts_all_tasks_into_the_first_heads_of_a_layer():
         "task": "L0H1",
         "duplicate_remover.previous": "L0H0",
         "paren_checker.counts": "L0H0",
-        "paren_checker.no_violation_before": "L2H0",
+        "paren_checker.horizon": "L2H0",
         "paren_checker#2.counts": "L0H0",
-        "paren_checker#2.no_violation_before": "L2H0",
+        "paren_checker#2.horizon": "L2H0",
     }
 
 

@@ -18,6 +18,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 import siitjax.checkpoint
 import siitjax.lanes
@@ -51,6 +52,7 @@ def compiled_before():
     use_compilation_cache()
     yield
     jax.config.update("jax_compilation_cache_dir", before)
+    reset_cache()  # or later tests would go on reading programs from it
 
 
 traces = Counter()

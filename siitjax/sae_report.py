@@ -1,0 +1,141 @@
+"""What a study of SAEs found, as tables and as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+from siitjax.report import COLOURS, percent
+from siitjax.sae import KINDS
+from siitjax.sae_results import Row
+from siitjax.sae_study import Cost
+from siitjax.site import HOOKS
+
+CONTROLS = ("neurons", "PCA", "random")
+"""Dictionaries that nothing was trained for."""
+
+
+def best_settings(rows: Sequence[Row], kind: str, trained: bool = True) -> list[list[Row]]:
+    """The rows of a kind at each site where something is to be found: all seeds, at the sparsity that recovers most."""
+    found = []
+    ours = [row for row in rows if row["kind"] == kind and row["trained"] == trained and row["recovered"] is not None]
+    for place in dict.fromkeys((row["model"], row["site"]) for row in ours):
+        here = [row for row in ours if (row["model"], row["site"]) == place]
+        settings = [[r for r in here if r["sparsity"] == s] for s in dict.fromkeys(r["sparsity"] for r in here)]
+        found.append(max(settings, key=lambda setting: mean(setting, "recovered")))
+    return found
+
+
+def mean(rows: Sequence[Row], name: str) -> float:
+    """The mean of a score over the rows that have it; nan where none has."""
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def kinds_table(rows: Sequence[Row], title: str) -> Table:
+    """One row a kind, the means over sites at the sparsity that recovers most."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    columns = {
+        "explained": "explained",
+        "l0": "L0",
+        "dead": "dead",
+        "mean_f1": "F1",
+        "mean_auroc": "AUROC",
+        "coverage": "coverage",
+        "recovered": "recovered",
+        "purity": "purity",
+        "split": "split",
+        "absorbed": "absorbed",
+        "accuracy": "accuracy",
+        "iia": "IIA",
+        "latent_changed_iia": "latents' IIA",
+    }
+    table.add_column("dictionary", no_wrap=True)
+    for column in ("of", *columns.values()):
+        table.add_column(column, justify="right")
+    lines = [(kind, True) for kind in (*KINDS, *CONTROLS, "probe")] + [(kind, False) for kind in (*KINDS, "probe")]
+    for kind, trained in lines:
+        settings = best_settings(rows, kind, trained)
+        ours = [row for setting in settings for row in setting]
+        if not ours:
+            continue
+        shown = {name: mean(ours, name) for name in columns}
+        cells = ["-" if x != x else f"{x:.1f}" if name == "l0" else percent(x) for name, x in shown.items()]
+        table.add_row(kind if trained else f"{kind}, untrained model", f"{len(ours)}", *cells)
+    table.caption = (
+        "in %, means over the sites and seeds, each site at the sparsity that recovers most; coverage: values found at "
+        "F1 0.95; recovered: of those that the probe finds; accuracy and IIA with the reconstruction spliced in; "
+        "latents' IIA: labels that should change and do, the matched latents alone being interchanged"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def beside(costs: Sequence[Cost], peers: Sequence[float]) -> list[tuple[Cost, float]]:
+    return list(zip(costs, peers or [0.0] * len(costs), strict=True))
+
+
+def costs_table(costs: Sequence[Cost], peers: Sequence[float]) -> Table:
+    """What an SAE of each shape took, beside SAELens, and all of them together."""
+    table = Table(title="Cost", box=box.SIMPLE_HEAD, title_justify="left")
+    for column in ("kind", "width", "SAEs", "compile, s", "s each", "SAELens, s each", "times"):
+        table.add_column(column, justify="left" if column == "kind" else "right")
+
+    def add(kind: str, width: str, saes: int, compile_s: float, ours: float, theirs: float) -> None:
+        beside = (f"{theirs:.2f}", f"{theirs / ours:.1f}") if theirs else ("-", "-")
+        table.add_row(kind, width, f"{saes}", f"{compile_s:.1f}", f"{ours:.3f}", *beside)
+
+    saes, compile_s, ours, theirs = 0, 0.0, 0.0, 0.0
+    for cost, peer in beside(costs, peers):
+        add(cost.kind, f"{cost.d_in}", cost.saes, cost.compile_s, cost.seconds, peer)
+        saes, compile_s = saes + cost.saes, compile_s + cost.compile_s
+        ours, theirs = ours + cost.saes * cost.seconds, theirs + cost.saes * peer
+    table.add_section()
+    add("all", "", saes, compile_s, ours / saes, theirs / saes)
+    return table
+
+
+def picture(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Recovery, and IIA of the matched latents, against L0: a panel a hook, a colour a kind, a dot a setting of a site.
+
+    Lines join the means over the sites, one for each sparsity of a kind; crosses are controls.
+    """
+    hooks = [hook for hook in HOOKS if any(row["hook"] == hook for row in rows)]
+    scores = {"recovered": "values recovered, of the probe's", "latent_changed_iia": "IIA of the matched latents"}
+    style: dict[Any, Any] = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(2 + 2.6 * len(hooks), 6.2), layout="constrained")
+        axes = figure.subplots(2, len(hooks), sharex=True, sharey=True, squeeze=False)
+        for line, (score, label) in zip(axes, scores.items(), strict=True):
+            line[0].set_ylabel(label)
+            for axis, hook in zip(line, hooks, strict=True):
+                _panel(axis, [row for row in rows if row["hook"] == hook and row["trained"]], score)
+        for above, beneath, hook in zip(*axes, hooks, strict=True):
+            above.set_title(hook, fontsize=9)
+            beneath.set_xlabel("L0")
+        named = {n: h for axis in axes.flat for h, n in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False)
+        figure.suptitle(title, fontsize=9, x=0.01, ha="left", wrap=True)
+        figure.savefig(path, dpi=150)
+
+
+def _panel(axis: Axes, rows: Sequence[Row], score: str) -> None:
+    for i, kind in enumerate((*KINDS, *CONTROLS)):
+        ours = [row for row in rows if row["kind"] == kind and row.get(score) is not None]
+        colour, mark, middle = COLOURS[i], "o" if kind in KINDS else "x", []
+        for sparsity in dict.fromkeys(row["sparsity"] for row in ours):
+            setting = [row for row in ours if row["sparsity"] == sparsity]
+            middle.append((mean(setting, "l0"), mean(setting, score)))
+            for place in dict.fromkeys((row["model"], row["site"]) for row in setting):
+                seeds = [row for row in setting if (row["model"], row["site"]) == place]
+                axis.plot(mean(seeds, "l0"), mean(seeds, score), mark, color=colour, ms=3, alpha=0.35)
+        if middle:
+            axis.plot(*zip(*middle, strict=True), f"{mark}-", color=colour, label=kind, ms=6)
+    axis.set_xscale("log")
+    axis.set_ylim(-0.03, 1.03)

@@ -1,0 +1,220 @@
+"""Do sparse autoencoders find the variables that we know are there?"""
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import jax
+import numpy as np
+from rich.console import Console
+
+import cases
+from siitjax.choice import check_choice
+from siitjax.command import Command, flag, main
+from siitjax.compare import Points, points
+from siitjax.cores import cores
+from siitjax.files import replaced
+from siitjax.known import held
+from siitjax.policy import use_compilation_cache
+from siitjax.report import Verdict
+from siitjax.sae import KINDS
+from siitjax.sae_report import CONTROLS, beside, best_settings, costs_table, kinds_table, mean, picture
+from siitjax.sae_results import Row, SAEResults
+from siitjax.sae_study import Cost, Job, Subject, score_jobs, train_jobs
+from siitjax.sae_train import SAEConfig
+from siitjax.site import HOOKS, find_sites
+
+HALF = 50.0
+"""Percent of what a linear probe finds; a kind that finds more on average finds the variables. Fixed before the first
+full run."""
+QUICK = {"models": ("1+2",), "sites": ("hook_post", "hook_resid_post"), "seeds": 1, "steps": 1_000}
+
+
+@dataclass(frozen=True)
+class SAEs(Command):
+    """Do sparse autoencoders find the variables that we know are there?
+
+    Trains SAEs of four kinds on activations of shipped models, at sites that hold variables, and scores them on other
+    samples against every value of those variables: does a latent say that a variable has the value (F1 of the best
+    latent; found at 0.95), and are the matched latents what the transformer uses (only they are interchanged between
+    a base and a source: does the counterfactual label come out)? Beside them stand the neurons themselves, principal
+    components, random directions, SAEs on untrained transformers, and a linear probe, which says what is there to find.
+
+    The rule, fixed before the first full run: at each site of the trained models, a kind recovers the share of the
+    values found by the linear probe that its latents find too, the mean over the seeds at the sparsity where that is
+    largest. Supported: of the kind that recovers most on average over the sites, the whole 95% interval (Student's t)
+    of that average lies above 50%, and the whole interval of the difference to the best control (neurons, PCA or random
+    directions) above 0. Contradicted: the kind's whole interval lies below 50%. Undecided: neither.
+    """
+
+    title: ClassVar[str] = "Do sparse autoencoders find the known variables?"
+
+    models: tuple[str, ...] = flag(("0+3", "1+2"), "the shipped models, by number")
+    sites: tuple[str, ...] = flag(
+        HOOKS, "where: TransformerLens' names, or without a layer for all that hold variables"
+    )
+    kinds: tuple[str, ...] = flag(tuple(KINDS), "the kinds of SAE: standard, topk, jumprelu, gated")
+    standard: tuple[float, ...] = flag((0.03, 0.1, 0.3), "weights of a standard SAE's L1", least=0)
+    topk: tuple[float, ...] = flag((1, 2, 4), "a TopK SAE's k", least=1)
+    jumprelu: tuple[float, ...] = flag((0.01, 0.03, 0.1), "weights of a JumpReLU SAE's L0", least=0)
+    gated: tuple[float, ...] = flag((0.1, 0.3, 1.0), "weights of a gated SAE's L1", least=0)
+    seeds: int = flag(3, "SAEs of each setting: seeds 0, 1, 2, ...", least=1)
+    latents: int = flag(128, "latents of an SAE", least=2)
+    steps: int = flag(2_000, "updates", least=1)
+    batch_size: int = flag(128, "tokens an update", least=1)
+    lr: float = flag(2e-3, "Adam's learning rate; it falls to 0 over the last fifth of the updates")
+    tokens: int = flag(16_384, "activations to train on", least=256)
+    held_out: int = flag(
+        600, "samples to score on: the first half chooses the best latents, the second measures", least=100
+    )
+    pairs: int = flag(200, "of these, those that are interchanged", least=2)
+    seed: int = flag(4_000_000, "decides the samples, and the weights of the untrained transformers", least=0)
+    untrained: bool = flag(True, "also train on untrained transformers, a seed each")
+    peer: Literal["", "saelens"] = flag("", "also time the same SAEs in SAELens, on the same activations: saelens")
+    devices: int = flag(
+        0, "split the SAEs over this many devices; 0 for all (on CPU, virtual ones: a core each)", least=0
+    )
+    quick: bool = flag(False, "two kinds of site of one model, one seed, 1000 updates, and no untrained transformer")
+    out: str = flag("results/saes", "folder of the results")
+    resume: bool = flag(False, "go on with an unfinished results folder")
+
+    def run(self) -> int:
+        if self.quick:
+            return replace(self, quick=False, untrained=False, **QUICK).run()
+        check_choice("peer", self.peer, ("", "saelens"))
+        for kind in self.kinds:
+            check_choice("kind", kind, tuple(KINDS))
+        for k in self.topk:
+            if k != int(k) or k > self.latents:
+                raise ValueError(f"--topk holds {k:g}; each must be a whole number, and no more than --latents")
+        if self.batch_size > self.tokens:
+            raise ValueError(f"--batch_size is {self.batch_size}, but there are {self.tokens} --tokens; lower it")
+        if self.pairs > self.held_out:
+            raise ValueError(f"--pairs is {self.pairs}, but only {self.held_out} samples are --held_out; lower it")
+        timed = _saelens() if self.peer else None
+        results = SAEResults(Path(self.out), self.config())
+        screen = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+        if results.check(resume=self.resume):
+            self._show(results.rows(), screen)
+            screen.print(f"{self.out} was finished before; nothing was changed.")
+            return 0
+        with suppress(RuntimeError):  # where something has run before, the devices are what they are
+            jax.config.update("jax_num_cpu_devices", self.devices or len(cores()))
+        use_compilation_cache()
+        jobs = self.jobs()
+        for job in jobs:
+            self.sae_config(job)  # which says what is wrong with it
+        log = Console(stderr=True, highlight=False, soft_wrap=True)
+        with results.held():
+            log.print(f"{len(jobs)} SAEs, on {len(jax.local_devices())} device(s) ({jax.devices()[0].device_kind})")
+            costs = train_jobs(jobs, self.sae_config, results, log.print)
+            score_jobs(jobs, results, log.print)
+            peers = [timed(cost, jobs, self.sae_config) for cost in costs] if timed else []
+            rows = results.rows()
+            verdict = self._show(rows, screen)
+            if costs:
+                screen.print(costs_table(costs, peers))
+            for kind in ("png", "pdf"):
+                with replaced(results.folder / f"figure.{kind}") as path:
+                    picture(rows, f"{self.title}\n{verdict}", path)
+            ran_on = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "jax": version("jax")}
+            cost = [{**asdict(cost), **({"saelens": peer} if peer else {})} for cost, peer in beside(costs, peers)]
+            results.finish({"question": self.title, "verdict": asdict(verdict), "cost": cost, "ran_on": ran_on})
+        screen.print(f"Results, SAEs and picture: {self.out}")
+        return 0
+
+    def config(self) -> dict[str, Any]:
+        """What decides the rows, as JSON has it."""
+        how = ("peer", "devices", "quick", "out", "resume")
+        return {name: [*v] if isinstance(v, tuple) else v for name, v in asdict(self).items() if name not in how}
+
+    def jobs(self) -> list[Job]:
+        """Every SAE to be trained."""
+        found = []
+        for name in self.models:
+            check_choice("the model", name, cases.MODELS)
+            trained = cases.load(name)
+            sites = find_sites(trained.case, self.sites)
+            if empty := [str(site) for site in sites if not held(trained.case, site)]:
+                raise ValueError(f"{name} holds no variable at {empty[0]}; choose other --sites")
+            subject = Subject(
+                name, True, trained.case, trained.model, sites, self.tokens, self.held_out, self.pairs, self.seed
+            )
+            subjects = [(subject, self.seeds), *([(subject.untrained(), 1)] if self.untrained else [])]
+            for subject, seeds in subjects:
+                found += [
+                    Job(subject, site, kind, float(sparsity), seed)
+                    for site, kind in product(sites, self.kinds)
+                    for sparsity, seed in product(getattr(self, kind), range(seeds))
+                ]
+        return found
+
+    def sae_config(self, job: Job) -> SAEConfig:
+        return SAEConfig(job.kind, job.width, self.latents, self.steps, self.batch_size, self.lr)
+
+    def _show(self, rows: Sequence[Row], screen: Console) -> Verdict:
+        verdict = decide(rows)
+        screen.print(kinds_table(rows, self.title))
+        screen.print(str(verdict))
+        return verdict
+
+
+def _saelens() -> Any:
+    try:
+        from siitjax import sae_peer
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"--peer=saelens needs {error.name}, which is not installed; pip install 'siitjax[sae]' brings it"
+        ) from None
+
+    def seconds(cost: Cost, jobs: Sequence[Job], config: Any) -> float:
+        """Of one SAE of that shape in SAELens."""
+        job = next(j for j in jobs if (config(j).kind, config(j).d_in) == (cost.kind, cost.d_in))
+        x = job.subject.activations[job.site]
+        return sae_peer.saelens_seconds(
+            config(job), job.sparsity, x, sae_peer.best_threads(config(job), job.sparsity, x)
+        )
+
+    return seconds
+
+
+def decide(rows: Sequence[Row]) -> Verdict:
+    """The verdict; see `SAEs` for its rule."""
+    shares = {}
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        shares[kind] = [mean(setting, "recovered") for setting in best_settings(rows, kind)]
+    average = lambda kind: float(np.mean(shares[kind])) if shares[kind] else -1.0
+    kinds = [kind for kind in shares if kind in KINDS and shares[kind]]
+    if not kinds:
+        return Verdict("undecided", "a linear probe finds no value at any site, so there is nothing to recover.")
+    best, control = (max(names, key=average) for names in (kinds, [name for name in CONTROLS if name in shares]))
+    found, other = points(shares[best]), points(shares[control])
+    above = points(a - b for a, b in zip(shares[best], shares[control], strict=True))
+    kind = "undecided"
+    if found.low is not None and found.high is not None and above.low is not None:
+        kind = "supported" if found.low > HALF and above.low > 0 else "contradicted" if found.high < HALF else kind
+    at_best = [row for setting in best_settings(rows, best) for row in setting]
+    causal = mean(at_best, "latent_changed_iia")
+    return Verdict(
+        kind,
+        f"of the values that a linear probe finds, the best kind, {best}, recovers {_interval(found)} on average over "
+        f"{len(shares[best])} sites, each at its best sparsity; the best control, {control}, {_interval(other)} "
+        f"(difference {_interval(above)}); when only the latents that {best} matches to a variable are "
+        f"interchanged, {100 * causal:.0f}% of the labels that should change do.",
+    )
+
+
+def _interval(found: Points) -> str:
+    if found.mean is None:
+        return "-"
+    return f"{found.mean:.0f}%" + ("" if found.low is None else f" (95% interval {found.low:.0f} to {found.high:.0f})")
+
+
+if __name__ == "__main__":
+    main(SAEs)

@@ -15,3 +15,10 @@ def types_unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_freed():
+    """Frees what a module compiled: each program holds memory maps, of which a process may have some 65,000."""
+    yield
+    jax.clear_caches()

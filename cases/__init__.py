@@ -1,6 +1,7 @@
 """The cases: one file a task, and the one table of them."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -120,23 +121,21 @@ def described(description: dict[str, Any]) -> Case:
     names = str(description.get("name", "")).split("+")
     try:
         parts = find_all("+".join(name.split("#")[0] for name in names))
-        layout = {name: description[name] for name in ("d_head", "d_mlp", "counterfactual", "init_gain")}
-        width = description["d_model"] / max(part.d_model for part in parts)
+        parts = [replace(part, init_gain=description["init_gain"]) for part in parts]
+        layout = {name: description[name] for name in ("d_mlp", "counterfactual")}
+        width, d_head = description["d_model"] / max(part.d_model for part in parts), description["d_head"]
         n_ctx = description["n_ctx"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the model's case cannot be made again: {error}") from None
-    for share_heads, selection in product((False, True), (True, False)):
+    together = partial(combine, parts, width_factor=width, d_head=d_head, **layout)
+    makers = [partial(together, share_heads=a, selection=b) for a, b in product((False, True), (True, False))]
+    if len(parts) == 1:  # which may also be combined with no other, as the least that sweeps.capacity trains
+        makers.insert(0, partial(replace, parts[0], n_ctx=n_ctx, **layout))
+    for make in makers:
         try:
-            case = build(
-                "+".join(part.name for part in parts),
-                width_factor=width,
-                share_heads=share_heads,
-                selection=selection,
-                **layout,
-            )
+            case = make()
         except ValueError:
             continue
-        case = case if case.tasks else case.with_context(n_ctx)
         if case.describe() == description:
             return case
     raise ValueError(

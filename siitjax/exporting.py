@@ -1,6 +1,5 @@
 """`python -m siitjax.export`: models as folders that a model hub could show."""
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import cases
 from siitjax.command import Command, argument, flag
 from siitjax.evaluate import Metrics
 from siitjax.folder import new_folder, read_model, write_folder
+from siitjax.trained import read_rows
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,13 @@ def _write(model: str, out: Path) -> None:
 
 def _measured(file: Path) -> dict[str, Any] | None:
     """The metrics of a sweep's member, which stand in the row of its results folder; None of any other file."""
-    rows = file.parent.parent / "rows.jsonl"
-    if not file.stem.isdecimal() or not rows.is_file():
+    folder = file.parent.parent
+    if not file.stem.isdecimal() or file.parent.name != "members":
         return None
     try:
-        found = [row for line in rows.read_text().splitlines() if (row := json.loads(line))["member"] == int(file.stem)]
+        found = [row for row in read_rows(folder) if row["member"] == int(file.stem)]
         return {f.name: found[0][f.name] for f in fields(Metrics)} if found else None
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{rows} is torn ({error!r}); restore it, or run the sweep with --resume") from None
+        raise ValueError(
+            f"the rows of {folder} are torn ({error!r}); restore them, or run the sweep with --resume"
+        ) from None

@@ -4,6 +4,7 @@ A sweep's members and the shipped models are such files: weights, and in the met
 case with its circuit and vocabulary, the training, the seed, and (of shipped models) the metrics.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -62,6 +63,35 @@ def read_trained(path: Path, case_of: Callable[[dict[str, Any]], Case]) -> Train
         raise ValueError(f"{file} does not say what it was trained on; only a sweep's members and shipped models do")
     metrics = about.pop("metrics", None)
     return Trained(case_of(about["member"]["case"]), model, None if metrics is None else _metrics(metrics), about)
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a sweep's results folder, by member; each host of a sweep has left some of its own."""
+    files = folder.glob("rows*.jsonl")
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return sorted(rows, key=lambda row: row["member"])
+
+
+def read_converged(folder: Path, case_of: Callable[[dict[str, Any]], Case]) -> dict[str, Trained]:
+    """The members that converged in a sweep's results folder, by setting and seed.
+
+    Args:
+        case_of: as `read_trained` takes it.
+
+    Raises:
+        ValueError: it is no such folder, or a member cannot be read.
+    """
+    try:
+        if not (rows := read_rows(folder)):
+            raise ValueError("it holds no rows")
+        converged = [(row["setting"], row["seed"], row["member"]) for row in rows if row["stop"] == "converged"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder} is not a sweep's results folder ({why}); give one, such as python -m sweeps.capacity leaves"
+        ) from None
+    path = lambda member: folder / "members" / f"{member:04d}.safetensors"
+    return {f"{setting}, seed {seed}": read_trained(path(i), case_of) for setting, seed, i in converged}
 
 
 def metrics_as_json(metrics: Metrics) -> dict[str, Any]:

@@ -98,6 +98,12 @@ def test_every_case_is_found_again_by_its_description(names, rule):
     assert cases.described(json.loads(json.dumps(case.describe()))).describe() == case.describe()
 
 
+@pytest.mark.parametrize("copies", [1, 3])
+def test_a_case_that_is_combined_with_copies_or_none_is_found_again(copies):
+    case = combine([cases.build("1", init_gain=0.18)] * copies, width_factor=2.6, d_head=4, d_mlp=8)
+    assert cases.described(json.loads(json.dumps(case.describe()))).describe() == case.describe()
+
+
 def metrics(**changes) -> Metrics:
     """Those of a circuit of two nodes, and two unused ones, that is held but for `changes`."""
     share = lambda *values: jnp.array(values, jnp.float32)

@@ -1,9 +1,6 @@
-"""What neurons answer to: information from hand-made tables, ablations run again in numpy, and the command."""
+"""What neurons answer to: information from hand-made tables, and ablations run again in numpy."""
 
-import json
 import math
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import product
@@ -31,8 +28,6 @@ from siitjax.neurons import (
     shared_by_chance,
 )
 from siitjax.nodes import mlp
-from sweeps.polysemanticity import Model, decide, starts
-from tests.test_betas import contents
 from tests.test_interchange import model_of, run_transformer
 
 TOLERANCE = 1e-4
@@ -40,20 +35,6 @@ TOLERANCE = 1e-4
 WIDTH = 3
 CASE = replace(duplicate_remover.CASE, n_ctx=5, d_mlp=WIDTH)
 RNG = lambda: np.random.default_rng(0)
-SMALL = ("--models=1", "--strings=20", "--ablated=3", "--backgrounds=2")
-EACH = """
-import contextlib, io, json, sys
-from siitjax.command import main
-from sweeps.polysemanticity import Polysemanticity
-for argv in json.loads(sys.argv[1]):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main(Polysemanticity, ["polysemanticity", *argv])
-        except SystemExit as end:
-            code = end.code
-    print(json.dumps([code, out.getvalue(), err.getvalue()]))
-"""
 
 
 @pytest.mark.parametrize(
@@ -236,76 +217,3 @@ def test_a_part_s_variable_is_read_where_its_token_stands():
         assert told.max() > 0.9
     told = answers.information[..., answers.variables.index("task")]
     assert told[answers.live].max() > 0.5  # the copies have letters of their own
-
-
-def model_found(name="0+1", tasks=2, live=100, shared=0, high: float | None = 0.02, layers=((0, 50), (0, 50))) -> Model:
-    rest = {"neurons": live, "matter": live, "alone": 0, "control": high, "control_low": high, "control_high": high}
-    means = {"chance_low": 0.0, "chance_high": 0.0, "participation": 1.0, "answered": 1.0, "of_two": 0.0, "told": []}
-    return Model(name, tasks, live=live, shared=shared, layers=list(layers), **rest, **means)
-
-
-@pytest.mark.parametrize(
-    ("models", "kind"),
-    [
-        ([model_found(shared=11)] * 2 + [model_found()], "supported"),
-        ([model_found(shared=11)] + [model_found(shared=10)] * 2, "contradicted"),
-        ([model_found(shared=11)] * 2 + [model_found()] * 2, "undecided"),
-        ([model_found(shared=11, high=0.11)] * 3, "contradicted"),
-        ([model_found(shared=11)] * 2 + [model_found(tasks=1, shared=11)] * 9, "undecided"),
-    ],
-)
-def test_the_verdict_is_the_rule_s(models, kind):
-    assert decide(models).kind == kind
-
-
-def test_where_superposition_starts_is_the_widest_mlp_that_is_mostly_shared():
-    wide, narrow = (
-        model_found(live=2 * n, layers=((int(share * n), n), (n, n))) for n, share in ((50, 0.4), (10, 0.6))
-    )
-    assert "2 tasks at 10 neurons an MLP or fewer (of 10, 50)." in starts([wide, narrow])
-    assert "2 tasks at no width (of 50)." in starts([wide])
-    assert "nothing converged" in starts([])
-
-
-def in_turn(*argvs: tuple[str, ...]) -> list[tuple[int, str, str]]:
-    command = [sys.executable, "-c", EACH, json.dumps(argvs)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    return [tuple(json.loads(line)) for line in ended.stdout.splitlines()]
-
-
-def test_the_command_writes_a_folder_once_and_refuses_the_rest_in_one_line(tmp_path):
-    out, foreign = tmp_path / "results", tmp_path / "foreign"
-    foreign.mkdir()
-    (foreign / "summary.json").write_text("[1]")
-    first, again, *refused = in_turn(
-        (*SMALL, f"--out={out}"),
-        (*SMALL, f"--out={out}"),
-        (*SMALL, "--ablated=4", f"--out={out}"),
-        (*SMALL, f"--out={foreign}"),
-        ("--models=0+9", f"--out={tmp_path / 'new'}"),
-        ("--strings=1", f"--out={tmp_path / 'new'}"),
-        (*SMALL, f"--capacity={foreign}", f"--out={tmp_path / 'new'}"),
-        (*SMALL, f"--out={foreign / 'summary.json' / 'new'}"),
-    )
-    assert first[0] == 0, first[2]
-    assert "Undecided: the rule needs three combined models, and 0 were measured." in first[1]
-    assert list(contents(out)) == ["figure.pdf", "figure.png", "rows.jsonl", "summary.json"]
-    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    assert [(row["layer"], row["neuron"]) for row in rows] == [(0, i) for i in range(48)]
-    assert set(rows[0]["loss"]) == {"left_greater"}
-    assert set(rows[0]["information"]) == {"counts", "left_greater"}
-    assert again[0] == 0
-    assert "was finished before; nothing was changed" in again[1]
-    words = (
-        "holds another run, with other ablated; choose another --out",
-        "exists, and is no folder of this question; choose another --out",
-        'the model is "0+9"; did you mean "0+',
-        "--strings is 1; it must be at least 20",
-        "is not a results folder of python -m sweeps.capacity",
-        "new cannot be written (File exists); choose another OUT",
-    )
-    for (code, said, err), word in zip(refused, words, strict=True):
-        assert (code, said) == (2, ""), err
-        assert err.count("\n") == 1, err
-        assert word in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign", "results"]

@@ -21,14 +21,14 @@ CONTROLS = ("neurons", "PCA", "random")
 """Dictionaries that nothing was trained for."""
 
 
-def best_settings(rows: Sequence[Row], kind: str, trained: bool = True) -> list[list[Row]]:
-    """The rows of a kind at each site where something is to be found: all seeds, at the sparsity that recovers most."""
+def best_settings(rows: Sequence[Row], kind: str, score: str = "recovered", *, trained: bool = True) -> list[list[Row]]:
+    """The rows of a kind at each site that has the score: all seeds, at the sparsity where its mean is largest."""
     found = []
-    ours = [row for row in rows if row["kind"] == kind and row["trained"] == trained and row["recovered"] is not None]
+    ours = [row for row in rows if row["kind"] == kind and row["trained"] == trained and row.get(score) is not None]
     for place in dict.fromkeys((row["model"], row["site"]) for row in ours):
         here = [row for row in ours if (row["model"], row["site"]) == place]
         settings = [[r for r in here if r["sparsity"] == s] for s in dict.fromkeys(r["sparsity"] for r in here)]
-        found.append(max(settings, key=lambda setting: mean(setting, "recovered")))
+        found.append(max(settings, key=lambda setting: mean(setting, score)))
     return found
 
 
@@ -61,7 +61,7 @@ def kinds_table(rows: Sequence[Row], title: str) -> Table:
         table.add_column(column, justify="right")
     lines = [(kind, True) for kind in (*KINDS, *CONTROLS, "probe")] + [(kind, False) for kind in (*KINDS, "probe")]
     for kind, trained in lines:
-        settings = best_settings(rows, kind, trained)
+        settings = best_settings(rows, kind, trained=trained)
         ours = [row for setting in settings for row in setting]
         if not ours:
             continue

@@ -50,7 +50,8 @@ class SAEs(Command):
     values found by the linear probe that its latents find too, the mean over the seeds at the sparsity where that is
     largest. Supported: of the kind that recovers most on average over the sites, the whole 95% interval (Student's t)
     of that average lies above 50%, and the whole interval of the difference to the best control (neurons, PCA or random
-    directions) above 0. Contradicted: the kind's whole interval lies below 50%. Undecided: neither.
+    directions) above 0. Contradicted: the kind's whole interval lies below 50%. Undecided: neither. The same comparison
+    of the interchanged latents, each kind at the sparsity that is best for them, is told beside it and decides nothing.
     """
 
     title: ClassVar[str] = "Do sparse autoencoders find the known variables?"
@@ -67,7 +68,7 @@ class SAEs(Command):
     seeds: int = flag(3, "SAEs of each setting: seeds 0, 1, 2, ...", least=1)
     latents: int = flag(128, "latents of an SAE", least=2)
     steps: int = flag(2_000, "updates", least=1)
-    batch_size: int = flag(128, "tokens an update", least=1)
+    batch_size: int = flag(64, "tokens an update", least=1)
     lr: float = flag(2e-3, "Adam's learning rate; it falls to 0 over the last fifth of the updates")
     tokens: int = flag(16_384, "activations to train on", least=256)
     held_out: int = flag(
@@ -184,30 +185,53 @@ def _saelens() -> Any:
     return seconds
 
 
+@dataclass(frozen=True)
+class Compared:
+    """The kind of SAE and the control with the largest score on average over the sites, each at its best sparsity."""
+
+    kind: str
+    control: str
+    sites: int
+    found: Points
+    other: Points
+    above: Points
+
+    def __str__(self) -> str:
+        return (
+            f"{_interval(self.found)} by the best kind, {self.kind}, and {_interval(self.other)} by the best control, "
+            f"{self.control} (difference {_interval(self.above)}; {self.sites} sites)"
+        )
+
+
+def compared(rows: Sequence[Row], score: str) -> Compared | None:
+    """None where no site has the score of an SAE and of a control."""
+    at_best = lambda kind: [mean(setting, score) for setting in best_settings(rows, kind, score)]
+    shares = {kind: found for kind in (*KINDS, *CONTROLS) if (found := at_best(kind))}
+    best = lambda names: max((n for n in names if n in shares), key=lambda n: float(np.mean(shares[n])), default=None)
+    kind, control = best(KINDS), best(CONTROLS)
+    if kind is None or control is None:
+        return None
+    above = points(a - b for a, b in zip(shares[kind], shares[control], strict=True))
+    return Compared(kind, control, len(shares[kind]), points(shares[kind]), points(shares[control]), above)
+
+
 def decide(rows: Sequence[Row]) -> Verdict:
     """The verdict; see `SAEs` for its rule."""
-    shares = {}
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        shares[kind] = [mean(setting, "recovered") for setting in best_settings(rows, kind)]
-    average = lambda kind: float(np.mean(shares[kind])) if shares[kind] else -1.0
-    kinds = [kind for kind in shares if kind in KINDS and shares[kind]]
-    if not kinds:
+    told, used = (compared(rows, score) for score in ("recovered", "latent_changed_iia"))
+    if told is None:
         return Verdict("undecided", "a linear probe finds no value at any site, so there is nothing to recover.")
-    best, control = (max(names, key=average) for names in (kinds, [name for name in CONTROLS if name in shares]))
-    found, other = points(shares[best]), points(shares[control])
-    above = points(a - b for a, b in zip(shares[best], shares[control], strict=True))
-    kind = "undecided"
+    found, above, kind = told.found, told.above, "undecided"
     if found.low is not None and found.high is not None and above.low is not None:
         kind = "supported" if found.low > HALF and above.low > 0 else "contradicted" if found.high < HALF else kind
-    at_best = [row for setting in best_settings(rows, best) for row in setting]
-    causal = mean(at_best, "latent_changed_iia")
-    return Verdict(
-        kind,
-        f"of the values that a linear probe finds, the best kind, {best}, recovers {_interval(found)} on average over "
-        f"{len(shares[best])} sites, each at its best sparsity; the best control, {control}, {_interval(other)} "
-        f"(difference {_interval(above)}); when only the latents that {best} matches to a variable are "
-        f"interchanged, {100 * causal:.0f}% of the labels that should change do.",
+    causal = (
+        ""
+        if used is None
+        else (
+            "; and when only the latents matched to a variable are interchanged, of the labels that should change do "
+            f"{used}"
+        )
     )
+    return Verdict(kind, f"of the values that a linear probe finds are recovered {told}{causal}.")
 
 
 def _interval(found: Points) -> str:

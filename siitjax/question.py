@@ -23,6 +23,7 @@ from siitjax.case import Case
 from siitjax.checkpoint import find, forget
 from siitjax.command import Command, as_flags, flag
 from siitjax.files import replaced
+from siitjax.labels import check_labels
 from siitjax.launch import launch
 from siitjax.objective import DrawnPer, Sampling
 from siitjax.policy import Policy, choose_policy, use_compilation_cache
@@ -115,6 +116,8 @@ class Question(Command):
             screen.print(f"{results.folder} was finished before; nothing was changed.", soft_wrap=True, highlight=False)
             return 0
         use_compilation_cache()
+        for case in dict.fromkeys(member.config.case for member in members):
+            check_labels(case)
         policy = choose_policy(self.workers, self.lanes, self.devices)
         with results.held() as lock:
             return self._train(results, policy, lock, screen)

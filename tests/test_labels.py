@@ -1,0 +1,94 @@
+"""A label that no output can match is told before anything trains: in one line, with the sample and what to mend."""
+
+import re
+from dataclasses import replace
+
+import jax.numpy as jnp
+import pytest
+
+from cases import CASES, build, left_greater
+from siitjax.case import PAD, Case
+from siitjax.circuit import Variable
+from siitjax.combine import combine
+from siitjax.command import main
+from siitjax.data import Uniform
+from siitjax.labels import check_labels
+from siitjax.loss import SquaredError
+from siitjax.nodes import head
+from sweeps.betas import Betas
+
+HELD = (Variable("lefts", ("tokens",), lambda tokens: (tokens == 2).astype(int), head(0, 1)),)
+
+
+def case_of(compute, *reads: str, **changes) -> Case:
+    """A case of two letters whose label is computed so from the tokens and from whether they are "(", which L0H1 holds.
+
+    Two classes, 0 and 1.
+    """
+    answer = Variable("answer", reads, compute)
+    return replace(
+        left_greater.CASE, variables=(*HELD, answer), strata=(Uniform((2, 3)),), n_ctx=4, **{"n_outputs": 2, **changes}
+    )
+
+
+@pytest.mark.parametrize("case", [*CASES, build("1+2"), build("0+1", counterfactual="frozen")], ids=lambda c: c.name)
+def test_labels_that_outputs_can_match_are_accepted(case):
+    check_labels(case)
+
+
+@pytest.mark.parametrize("label", [2, 7, -1])
+def test_a_class_that_there_is_no_output_for_is_refused_in_one_line(label):
+    case = case_of(lambda tokens, lefts: jnp.where(tokens == 3, label, lefts), "tokens", "lefts", name="mine")
+    with pytest.raises(ValueError, match=f"^the label of mine is {label} at position ") as refused:
+        check_labels(case)
+    ((position, sample, advice),) = re.findall(r'at position (\d) of "(.*?)"; (.*)', str(refused.value))
+    assert sample.split()[int(position)] == ")"
+    assert advice == 'classes are 0 to 1, as n_outputs is 2: raise it, or mend the variable "answer"'
+
+
+def test_a_class_that_only_a_swap_brings_is_refused_with_the_swap():
+    """Each token is either ( or ): the sum of both is 1, but for BOS, unless one of them is another sample's."""
+    case = case_of(lambda tokens, lefts: lefts + (tokens == 3).astype(int), "tokens", "lefts")
+    words = r'is 2 at position (\d) of "(.*)" with L0H1 taken from "(.*)"; classes are 0 to 1'
+    with pytest.raises(ValueError, match=words) as refused:
+        check_labels(case)
+    ((position, base, source),) = re.findall(words, str(refused.value))
+    assert (base.split()[int(position)], source.split()[int(position)]) == (")", "(")
+    check_labels(replace(case, n_outputs=3))
+
+
+def test_a_class_at_a_pad_does_not_matter():
+    case = case_of(lambda tokens, lefts: jnp.where(tokens == PAD, 99, lefts), "tokens", "lefts")
+    check_labels(replace(case, strata=(Uniform((PAD, 2, 3)),)))
+
+
+def test_of_several_tasks_the_sample_names_the_one():
+    wrong = case_of(lambda lefts: 9 * lefts, "lefts", name="nines")
+    with pytest.raises(ValueError, match=r'the label of left_greater\+nines is 9 at .* of "nines: BOS .*"'):
+        check_labels(combine([left_greater.CASE, wrong]))
+
+
+def test_a_number_that_is_not_finite_is_refused():
+    share = lambda lefts: (jnp.cumsum(lefts) / jnp.arange(4)).astype(jnp.float32)[:, None]
+    case = case_of(share, "lefts", n_outputs=1, loss=SquaredError())
+    with pytest.raises(
+        ValueError, match=r'is \[nan\] at position 0 .*; it must be finite: mend the variable "answer"$'
+    ):
+        check_labels(case)
+
+
+class Slip(Betas):
+    """A question about a case with too few outputs."""
+
+    def build(self, **layout):
+        return replace(super().build(**layout), n_outputs=2)
+
+
+def test_the_command_says_so_in_one_line_and_creates_nothing(tmp_path, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(Slip, ["slip", f"--out={tmp_path / 'results'}"])
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("slip: the label of left_greater is 2 at position 0 of ")
+    assert said.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

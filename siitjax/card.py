@@ -162,22 +162,18 @@ def _metrics(circuit: Circuit, metrics: Mapping[str, Any]) -> str:
         [
             "| metric | % | in words |",
             "|---|---|---|",
-            *(f"| {name} | {_percent(metrics[name])} | {words} |" for name, words in SHARES.items()),
+            *(f"| {name} | {percent(metrics[name])} | {words} |" for name, words in SHARES.items()),
             "",
             "Of each circuit node, swapped alone:",
             "",
             "| node | labels that its swap changes | IIA | changed IIA |",
             "|---|---|---|---|",
             *(
-                f"| {name} | {changed:,} | {_percent(iia)} | {_percent(changed_iia)} |"
+                f"| {name} | {changed:,} | {percent(iia)} | {percent(changed_iia)} |"
                 for name, changed, iia, changed_iia in zip(names, *columns, strict=True)
             ),
         ]
     )
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else percent(share)
 
 
 def _training(member: Mapping[str, Any]) -> str:

@@ -119,12 +119,15 @@ def points(shares: Iterable[float]) -> Points:
 def difference(rows: Sequence[Row], others: Sequence[Row], metric: str) -> Points:
     """By how much a metric of one setting lies above another's, paired by seed.
 
+    A seed that has no such figure in one of the two, as where no label changed, says nothing.
+
     Raises:
         ValueError: the seeds of the two are not the same.
     """
     if [row["seed"] for row in rows] != [row["seed"] for row in others]:
         raise ValueError("the two settings were run with different seeds; run both with the same to compare them")
-    return points(row[metric] - other[metric] for row, other in zip(rows, others, strict=True))
+    pairs = ((row[metric], other[metric]) for row, other in zip(rows, others, strict=True))
+    return points(a - b for a, b in pairs if a is not None and b is not None)
 
 
 def by_seed(rows: Sequence[Row], setting: str) -> list[Row]:

@@ -3,7 +3,6 @@
 import threading
 import time
 from dataclasses import dataclass
-from math import nan
 from types import TracebackType
 
 import numpy as np
@@ -93,7 +92,7 @@ class Progress(Watcher):
             self.done += 1
             self.finished_epochs.append(row["epochs"])
         values = "  ".join(
-            f"{name} {percent(nan if row[key] is None else row[key])}"
+            f"{name} {percent(row[key])}"
             for name, key in (
                 ("accuracy", "accuracy"),
                 ("IIA", "iia"),

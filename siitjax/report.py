@@ -1,5 +1,6 @@
 """What a sweep found: a summary a setting, as a table and as a picture."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,9 @@ FLOOR = 1e-5
 
 @dataclass(frozen=True)
 class Setting:
-    """What the members of one setting gave; metrics are means over them, shares from 0 to 1.
+    """What the members of one setting gave; metrics are means over those that have them, shares from 0 to 1.
+
+    A metric that none of them has, as where no label changed, is None.
 
     Attributes:
         low, high: the Wilson 95% interval of the share of members that converge.
@@ -45,12 +48,12 @@ class Setting:
     low: float
     high: float
     median_epochs: float | None
-    accuracy: float
-    iia: float
-    changed_iia: float
-    siia: float
-    joint_siia: float
-    worst_changed_iia: float
+    accuracy: float | None
+    iia: float | None
+    changed_iia: float | None
+    siia: float | None
+    joint_siia: float | None
+    worst_changed_iia: float | None
     median_seconds: float
 
 
@@ -82,14 +85,26 @@ def _setting(name: str, rows: Sequence[Row]) -> Setting:
         low=float(interval.low),
         high=float(interval.high),
         median_epochs=float(np.median(converged)) if converged else None,
-        **{metric: float(np.mean([row[metric] for row in rows])) for metric in MEANS},
-        worst_changed_iia=min(row["worst_changed_iia"] for row in rows),
+        **{metric: mean(rows, metric) for metric in MEANS},
+        worst_changed_iia=min(_known(rows, "worst_changed_iia"), default=None),
         median_seconds=float(np.median([row["seconds"] for row in rows])),
     )
 
 
-def percent(share: float) -> str:
-    """A share in percent, never rounded up to 100."""
+def mean(rows: Sequence[Row], metric: str) -> float | None:
+    """The mean of a metric over the rows that have it; None where none has."""
+    known = _known(rows, metric)
+    return float(np.mean(known)) if known else None
+
+
+def _known(rows: Sequence[Row], metric: str) -> list[float]:
+    return [row[metric] for row in rows if row[metric] is not None]
+
+
+def percent(share: float | None) -> str:
+    """A share in percent, never rounded up to 100; "-" where there is none."""
+    if share is None:
+        return "-"
     return "100" if share >= 1 else f"{np.floor(share * 1e4) / 1e2:.2f}"
 
 
@@ -208,7 +223,8 @@ def _errors(results: Results, rows: Sequence[Row], metric: str) -> Float[np.ndar
 
 def _curve(axis: Axes, errors: Float[np.ndarray, "seed epoch"], i: int, name: str) -> None:
     epochs = np.arange(1, errors.shape[1] + 1)
-    low, middle, high = np.nanpercentile(errors, (25, 50, 75), axis=0)
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # an epoch that no seed has is a gap
+        low, middle, high = np.nanpercentile(errors, (25, 50, 75), axis=0)
     colour, line = _look(i)
     axis.plot(epochs, middle, line, color=colour, label=name, linewidth=1.5)
     axis.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -19,7 +19,7 @@ from siitjax.compare import by_seed, difference, points
 from siitjax.evaluate import evaluate
 from siitjax.export import load_weights
 from siitjax.files import write_atomically
-from siitjax.report import Verdict, percent
+from siitjax.report import Verdict, mean, percent
 from siitjax.results import Results, ResultsError, Row
 from siitjax.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key
 
@@ -155,7 +155,7 @@ def ablations(rows: Sequence[Row]) -> Table:
         worst = min(ours, key=lambda row: row["worst_siia"])
         table.add_row(
             name,
-            *(percent(float(np.mean([row[metric] for row in ours]))) for metric in METRICS),
+            *(percent(mean(ours, metric)) for metric in METRICS),
             str(points(row["hidden"] for row in ours)),
             f"{percent(worst['worst_siia'])} by {'+'.join(worst['worst_subset']) or 'none'}",
         )

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from siitjax.export import load_weights, save_weights, state_dict, with_weights
 from siitjax.transformer import TransformerConfig
-from tests.test_transformer import (
+from tests.hooked import (
     BATCH,
     RELU,
     SEQ,

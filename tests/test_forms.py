@@ -11,7 +11,7 @@ import pytest
 
 from siitjax.forms import BATCH_LAST, PLAIN, Form, mean_over_parts
 from siitjax.transformer import TransformerConfig
-from tests.test_transformer import RELU, SEQ, VARIANTS, random_model, random_tokens
+from tests.hooked import RELU, SEQ, VARIANTS, random_model, random_tokens
 
 TOLERANCE = 1e-5
 """Rounding of values of the order of one, in logits, and of the largest gradient."""

@@ -33,6 +33,7 @@ from siitjax.torch import (
 )
 from siitjax.torch.source import transformer
 from tests import parity
+from tests.hooked import RELU, VARIANTS
 from tests.parity import (
     EXACT,
     LOADERS,
@@ -44,7 +45,6 @@ from tests.parity import (
     same_bits,
     swaps,
 )
-from tests.test_transformer import RELU, VARIANTS
 
 torch.set_num_threads(1)
 

@@ -1,0 +1,163 @@
+"""What the engine's tests share: members that train in a moment, programs compiled once, a watcher that writes down all
+that it hears, and what each member gives alone."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+import siitjax.lanes
+from siitjax.checkpoint import Checkpoints, find, load
+from siitjax.lanes import Batching, Program, compile_program
+from siitjax.launch import Waiting
+from siitjax.objective import Sampling
+from siitjax.policy import use_compilation_cache
+from siitjax.sweep import Engine, Member, Outcome, Watcher
+from siitjax.train import Stop, TrainConfig, draw_data, make_train
+from tests.tiny import CONFIG, DIVERGES, EPOCHS, LEARNS, STAYS
+
+OTHER = replace(CONFIG, sampling=Sampling("one", "all"))
+HYPERS = {"learns": LEARNS, "diverges": DIVERGES, "stays": STAYS}
+MEMBERS = [
+    Member(name, seed, config, hyper)
+    for seed, (name, hyper) in enumerate(HYPERS.items())
+    for config in (CONFIG, OTHER)  # in turn, so that a bucket's members are not side by side in the queue
+]
+QUEUE = [Member(name, seed, CONFIG, HYPERS[name]) for seed in range(4) for name in HYPERS]
+"""More members than lanes, which stop after different epochs."""
+SWEEP = "the digest of this sweep"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_before():
+    """Programs come from the disk where an earlier run of the tests left them."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    use_compilation_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+    reset_cache()  # or later tests would go on reading programs from it
+
+
+traces = Counter()
+
+
+def counted(config: TrainConfig):
+    """`make_train`, the traces of what trains counted."""
+    train = make_train(config)
+
+    def advance(*args):
+        traces[config] += 1
+        return train.advance(*args)
+
+    return train._replace(advance=advance)
+
+
+@cache
+def program(config: TrainConfig, lanes: int, batching: Batching = "map") -> Program:
+    """Each is compiled once for all these tests, and traced once in that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(siitjax.lanes, "make_train", counted)
+        before = traces[config]
+        made = compile_program(config, lanes, batching=batching)
+        assert traces[config] == before + 1
+    return made
+
+
+def on(lanes: int, batching: Batching = "map") -> Callable[[TrainConfig, int | None], Program]:
+    """A compiler for so many lanes, or the most that are allowed."""
+    return lambda config, most: program(config, min(lanes, most or lanes), batching)
+
+
+@dataclass
+class Heard(Watcher):
+    """Writes down everything, and the outcomes; at the event called `at` does something."""
+
+    at: str = ""
+    act: Callable[[], None] = lambda: None
+    events: list[tuple] = field(default_factory=list)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def hear(self, name, index, *what):
+        self.events.append((name, index, *what))
+        if name == self.at:
+            self.act()
+
+    def started(self, index, member, epoch):
+        self.hear("started", index, epoch)
+
+    def compiling(self, index, member):
+        self.hear("compiling", index)
+
+    def epoch(self, index, member, epoch, metrics):
+        self.hear("epoch", index, epoch, metrics.tolist())
+
+    def finished(self, index, member, row):
+        assert row == {"member": index}
+        self.hear("finished", index)
+
+    def note(self, words):
+        self.notes.append(words)
+
+    def keep(self, index, member, outcome):
+        assert index not in self.outcomes, "kept twice"
+        self.outcomes[index] = outcome
+        self.hear("keep", index)
+        return {"member": index}
+
+    def of(self, *names: str) -> list[int]:
+        return [index for name, index, *_ in self.events if name in names]
+
+
+def run(members, compiled, heard=None, *, order=None, folder: Path | None = None, start="0001-0", **more) -> Heard:
+    """Trains the members, from what is saved in `folder` if that is given, and saves there; what was heard."""
+    heard = heard or Heard()
+    spots = {} if folder is None else find(folder, SWEEP)
+    engine = Engine(
+        members,
+        compiled,
+        heard.keep,
+        lambda spot, like: load(folder or Path(), spot, like),
+        heard,
+        **more,
+    )
+    queue = Waiting(members, [*(range(len(members)) if order is None else order)], spots)
+    if folder is None:
+        engine.run(queue)
+    else:
+        with Checkpoints(folder, start, SWEEP) as engine.checkpoints:
+            engine.run(queue)
+    return heard
+
+
+@cache
+def solo_functions(config: TrainConfig):
+    train = make_train(config)
+    return jax.jit(train.init), jax.jit(train.advance), jax.jit(train.measure)
+
+
+@cache
+def solo(member: Member) -> dict:
+    """What a member gives when the pure functions of training are called on it alone, in one go."""
+    init, advance, measure = solo_functions(member.config)
+    hyper, data = member.hyper.traced(), draw_data(member.config, member.seed)
+    state = advance(hyper, data, init(hyper, jax.random.key(member.seed)), EPOCHS)
+    epochs = int(state.epoch)
+    history = jax.tree.map(lambda x: np.asarray(x)[:epochs], state.history)
+    final = jax.device_get(measure(data, state))
+    return {"stop": Stop(int(state.stop)), "epochs": epochs, "metrics": final, "history": history, "model": state.model}
+
+
+def assert_alone(heard: Heard, members) -> None:
+    """Every member was kept once, with the bits that it gives alone."""
+    assert set(heard.outcomes) == set(range(len(members)))
+    for index, outcome in heard.outcomes.items():
+        expected = solo(members[index])
+        chex.assert_trees_all_equal({name: getattr(outcome, name) for name in expected}, expected)

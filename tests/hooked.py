@@ -1,0 +1,134 @@
+"""Transformers of all kinds with random weights, and TransformerLens' HookedTransformer with the same, for tests.
+
+The reference runs in torch and swaps nodes by hooks of its own, head by head; it knows nothing of masks."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from siitjax.export import state_dict
+from siitjax.nodes import Node
+from siitjax.transformer import Activations, Transformer, TransformerConfig, init_transformer
+
+TOLERANCE = 1e-5
+"""Rounding of a few float32 layers, whose values are of the order of one."""
+FELT = 100 * TOLERANCE
+"""What a swap or a parameter must move at least, or agreement about it proves nothing."""
+SEQ = 7
+BATCH = SEQ - 1
+"""Room for a change of every token but the first."""
+SITES = ("hook_embed", "hook_resid_pre", "hook_z", "hook_post")
+
+torch.set_num_threads(1)  # On matrices this small, threads do nothing but wait for each other.
+
+RELU = TransformerConfig(n_layers=3, d_model=20, d_head=5, n_ctx=SEQ, d_vocab=8, d_vocab_out=3)
+VARIANTS = {
+    "relu": RELU,
+    "one_layer": replace(RELU, n_layers=1, d_model=12, d_head=3),
+    "gelu": replace(RELU, n_layers=2, act_fn="gelu"),
+    "attn_only": replace(RELU, n_layers=2, attn_only=True),
+    "no_layer_norm": replace(RELU, n_layers=2, layer_norm=False, d_mlp=7),
+    "one_head": replace(RELU, n_layers=2, d_head=20, act_fn="gelu", d_mlp=33),
+    "attn_only_no_layer_norm": replace(RELU, n_layers=1, attn_only=True, layer_norm=False),
+}
+every_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=tuple(VARIANTS))
+Named = dict[str, np.ndarray]
+
+
+def random_model(config: TransformerConfig) -> Transformer:
+    """A transformer of which every weight, biases and LayerNorms included, is random, and of the initial size."""
+    rng = np.random.default_rng(0)
+    blank = init_transformer(config, key=jax.random.key(0))
+    return jax.tree.map(lambda w: w + 0.1 * jnp.asarray(rng.standard_normal(w.shape, np.float32)), blank)
+
+
+def random_tokens(config: TransformerConfig, *shape: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, config.d_vocab, shape).astype(np.int32)
+
+
+def hooked(config: TransformerConfig) -> HookedTransformer:
+    """TransformerLens' transformer of the same shape, its weights not set yet."""
+    sizes = {name: getattr(config, name) for name in ("n_layers", "d_model", "d_head", "n_heads", "n_ctx")}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
+        return HookedTransformer(
+            HookedTransformerConfig(
+                **sizes,
+                d_vocab=config.d_vocab,
+                d_vocab_out=config.d_vocab_out,
+                d_mlp=config.mlp_width,
+                act_fn=config.act_fn,
+                attn_only=config.attn_only,
+                normalization_type="LN" if config.layer_norm else None,
+                init_weights=False,
+                device="cpu",
+            )
+        )
+
+
+def hooked_twin(model: Transformer) -> HookedTransformer:
+    """TransformerLens' transformer with the same weights."""
+    reference = hooked(model.config)
+    weights = {key: torch.tensor(weight) for key, weight in state_dict(model).items()}
+    assert not reference.load_state_dict(weights, strict=False).unexpected_keys
+    return reference
+
+
+def patch(node: Node, source):
+    """The hook that gives `node` its value in the source run."""
+    if node.layer is None:
+        name, part = "hook_embed", ...
+    elif node.head is None:
+        name, part = f"blocks.{node.layer}.mlp.hook_post", ...
+    else:
+        name, part = f"blocks.{node.layer}.attn.hook_z", (slice(None), slice(None), node.head)
+
+    def hook(value, hook):
+        value = value.clone()
+        value[part] = source[name][part]
+        return value
+
+    return name, hook
+
+
+def run_hooked(reference: HookedTransformer, tokens, swapped: Sequence[Node] = (), source=None):
+    """Logits and activations by name, in torch; a swapped node takes its value from `source`."""
+    with reference.hooks(fwd_hooks=[patch(node, source) for node in swapped]):
+        logits, cache = reference.run_with_cache(torch.as_tensor(tokens).long())
+    return {"logits": logits, **{name: cache[name] for name in cache if name.endswith(SITES)}}
+
+
+def in_numpy(values) -> Named:
+    return {key: value.detach().numpy() for key, value in values.items()}
+
+
+def named(logits: jax.Array, activations: Activations, first: int = 0) -> dict[str, jax.Array]:
+    """Our logits, and our activations from block `first` on, by TransformerLens' names."""
+    assert activations.z is not None
+    assert activations.stream is not None
+    by_name = {"logits": logits} | ({} if activations.embed is None else {"hook_embed": activations.embed})
+    for i in range(activations.z.shape[-4]):
+        block = f"blocks.{first + i}"
+        by_name[f"{block}.hook_resid_pre"] = activations.stream[..., i, :, :]
+        by_name[f"{block}.attn.hook_z"] = activations.z[..., i, :, :, :]
+        if activations.post is not None:
+            by_name[f"{block}.mlp.hook_post"] = activations.post[..., i, :, :]
+    return by_name
+
+
+@jax.jit
+def run_model(model: Transformer, tokens) -> dict[str, jax.Array]:
+    return jax.vmap(lambda tokens: named(*model(tokens)))(tokens)
+
+
+def assert_agree(ours, theirs) -> None:
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        np.testing.assert_allclose(value, theirs[key], rtol=0, atol=TOLERANCE, err_msg=key)

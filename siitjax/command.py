@@ -24,7 +24,8 @@ def argument(about: str) -> Any:
 
 @dataclass(frozen=True)
 class Command(ABC):
-    """What a command line asks for: every field is a flag, or an argument; a tuple is a list with commas.
+    """What a command line asks for: every field is a flag, or an argument; a tuple is a list with commas, empty only
+    where its default is.
 
     Raises:
         ValueError: a value is out of its range.
@@ -36,7 +37,9 @@ class Command(ABC):
             for number in value if isinstance(value, tuple) else (value,):
                 if least is not None and number < least:
                     raise ValueError(f"--{f.name} is {number}; it must be at least {least}")
-            if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
+            if not isinstance(value, tuple):
+                continue
+            if len(set(value)) < len(value) or (not value and f.default != ()):
                 what = "names a value twice" if value else "is empty"
                 raise ValueError(f"--{f.name} {what}; list one value or more, each once, with commas between")
 

@@ -33,7 +33,7 @@ class Metrics(eqx.Module):
         iia: interchange intervention accuracy, the mean over the circuit's nodes, swapped one at a time
             (Geiger et al. 2022, section 3).
         changed_iia: the same on the tokens whose label the swap changed, the mean over the nodes that change any.
-        worst_changed_iia: the least of those nodes.
+        worst_changed_iia: the least of those nodes; nan, as is the mean, where none changes any.
         sequence_iia: the share of samples that are right at every token, the mean over the circuit's nodes.
         siia: strict IIA, the mean over the unused nodes, swapped one at a time (Gupta et al. 2024, section 3).
         joint_siia: all unused nodes swapped together.
@@ -147,13 +147,12 @@ def shares_right(counts: Counts, case: Case, *, embedding: bool = False) -> Metr
     nodes, unused = 1 + np.flatnonzero(circuit_nodes), 1 + np.flatnonzero(~circuit_nodes)
     wrong, changed = counts.wrong, counts.changed
     node_changed_iia = right(counts.wrong_changed[nodes], changed[nodes])  # 0 / 0 is the nan it should be
-    any_changed = changed[nodes] > 0
     node_iia, node_siia = right(wrong[nodes], counts.tokens), right(wrong[unused], counts.tokens)
     return Metrics(
         accuracy=right(wrong[0], counts.tokens),
         iia=node_iia.mean(),
         changed_iia=jnp.nanmean(node_changed_iia),
-        worst_changed_iia=jnp.where(any_changed, node_changed_iia, 1.0).min(),
+        worst_changed_iia=jnp.nanmin(node_changed_iia),
         sequence_iia=right(counts.wrong_samples[nodes], counts.samples).mean(),
         # Without unused nodes nothing can be wrong, and no mean be taken.
         siia=node_siia.mean() if len(unused) else jnp.ones(()),

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 import cases
-from siitjax.neuron_summary import LEAST, MATTERS, Model, matters
+from siitjax.neuron_summary import LEAST, MATTERS, MOST, Model, matters
 from siitjax.neurons import Answers, participation_ratio
 from siitjax.report import COLOURS
 
@@ -59,8 +59,12 @@ def models_table(models: Sequence[Model], title: str) -> Table:
     return table
 
 
-def picture(found: Sequence[tuple[Answers, Model]], title: str, path: Path) -> None:
-    """Shared neurons and their spread by model; then a map of live neurons by task for each combined model's MLPs."""
+def picture(found: Sequence[tuple[Answers, Model]], widths: Sequence[Model], title: str, path: Path) -> None:
+    """Shared neurons and their spread by model; then a map of live neurons by task for each combined model's MLPs.
+
+    Args:
+        widths: models whose shared neurons are shown by the width of their MLPs as well; none, and there is no panel.
+    """
     maps = [(answers, model) for answers, model in found if model.tasks > 1]
     tall = sum(0.14 * model.tasks + 0.2 for _, model in maps)
     style: dict[Any, Any] = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
@@ -68,9 +72,11 @@ def picture(found: Sequence[tuple[Answers, Model]], title: str, path: Path) -> N
         figure = Figure(figsize=(11, 4.6 + tall), layout="constrained")
         figure.suptitle(title, fontsize=9, x=0.01, ha="left", wrap=True)
         above, beneath = figure.subfigures(2, 1, height_ratios=(3.2, tall + 1), squeeze=False).flat
-        left, right = above.subplots(1, 2)
+        left, right, *more = above.subplots(1, 3 if widths else 2)
         _shares(left, [model for _, model in found])
         _spreads(right, found)
+        for axis in more:
+            _widths(axis, widths)
         if maps:
             layers = max(len(model.layers) for _, model in maps)
             ratios = [0.14 * model.tasks + 0.2 for _, model in maps]
@@ -113,6 +119,20 @@ def _spreads(axis: Axes, found: Sequence[tuple[Answers, Model]]) -> None:
     axis.boxplot(spreads, positions=range(len(found)), sym=".", flierprops={"markersize": 2}, widths=0.6)
     axis.set_xticks(range(len(found)), [model.name for _, model in found], rotation=45, ha="right")
     axis.set(ylabel="tasks a neuron, by participation ratio")
+
+
+def _widths(axis: Axes, models: Sequence[Model]) -> None:
+    """Shared neurons beneath the answer's MLP by its width: a colour a number of tasks, a dot a model."""
+    for i, tasks in enumerate(sorted({m.tasks for m in models if m.tasks > 1})):
+        ours = [m for m in models if m.tasks == tasks]
+        axis.plot([m.width for m in ours], [m.share_beneath for m in ours], "o", color=COLOURS[i], ms=3)
+        places = sorted({m.width for m in ours})
+        means = [float(np.mean([m.share_beneath for m in ours if m.width == place])) for place in places]
+        axis.plot(places, means, color=COLOURS[i], label=f"{tasks} tasks")
+    axis.axhline(MOST, color="black", linewidth=0.8, linestyle=":")
+    axis.set_xscale("log", base=2)
+    axis.set(xlabel="neurons an MLP", ylabel="shared, of those beneath the answer's MLP", ylim=(0, 1))
+    axis.legend(frameon=False, fontsize=7)
 
 
 def _map(axis: Axes, answers: Answers, layer: int, name: str, norm: LogNorm) -> Any:

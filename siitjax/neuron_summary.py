@@ -16,6 +16,8 @@ MATTERS = 0.01
 LEAST = 0.1
 """The least share of the live neurons that has to be shared; and of a variable's entropy that has to be told. Both
 thresholds were fixed before the first run."""
+MOST = 0.5
+"""The share of the live neurons beneath the answer's MLP above which most are said to be shared."""
 CONTROL_GAIN = 1.0
 """Of the random weights: at 0.18, with which training began, an MLP writes next to nothing: no control at all."""
 DRAWS = 1_000
@@ -61,6 +63,17 @@ class Model:
     @property
     def share(self) -> float:
         return self.shared / max(self.live, 1)
+
+    @property
+    def width(self) -> int:
+        """Neurons an MLP."""
+        return self.neurons // len(self.layers)
+
+    @property
+    def share_beneath(self) -> float:
+        """The share of the live neurons beneath the last MLP, which holds the answer to all tasks, that is shared."""
+        shared, live = (sum(count[i] for count in self.layers[:-1]) for i in (0, 1))
+        return shared / max(live, 1)
 
     @property
     def is_polysemantic(self) -> bool:

@@ -1,6 +1,7 @@
 """What a study of SAEs found, as tables and as a picture."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from siitjax.compare import Points, points
 from siitjax.report import COLOURS, percent
 from siitjax.sae import KINDS
 from siitjax.sae_results import Row
@@ -36,6 +38,42 @@ def mean(rows: Sequence[Row], name: str) -> float:
     """The mean of a score over the rows that have it; nan where none has."""
     values = [row[name] for row in rows if row.get(name) is not None]
     return float(np.mean(values)) if values else float("nan")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The kind of SAE and the control with the largest score on average over the sites, each at its best sparsity."""
+
+    kind: str
+    control: str
+    sites: int
+    found: Points
+    other: Points
+    above: Points
+
+    def words(self, does: str) -> str:
+        return (
+            f"the best kind, {self.kind}, {does} {_interval(self.found)}, and the best control, {self.control}, "
+            f"{_interval(self.other)} (difference {_interval(self.above)}; {self.sites} sites)"
+        )
+
+
+def compared(rows: Sequence[Row], score: str) -> Compared | None:
+    """None where no site has the score of an SAE and of a control."""
+    at_best = lambda kind: [mean(setting, score) for setting in best_settings(rows, kind, score)]
+    shares = {kind: found for kind in (*KINDS, *CONTROLS) if (found := at_best(kind))}
+    best = lambda names: max((n for n in names if n in shares), key=lambda n: float(np.mean(shares[n])), default=None)
+    kind, control = best(KINDS), best(CONTROLS)
+    if kind is None or control is None:
+        return None
+    above = points(a - b for a, b in zip(shares[kind], shares[control], strict=True))
+    return Compared(kind, control, len(shares[kind]), points(shares[kind]), points(shares[control]), above)
+
+
+def _interval(found: Points) -> str:
+    if found.mean is None:
+        return "-"
+    return f"{found.mean:.0f}%" + ("" if found.low is None else f" (95% interval {found.low:.0f} to {found.high:.0f})")
 
 
 def kinds_table(rows: Sequence[Row], title: str) -> Table:

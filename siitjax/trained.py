@@ -7,6 +7,7 @@ case with its circuit and vocabulary, the training, the seed, and (of shipped mo
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,10 @@ def read_converged(folder: Path, case_of: Callable[[dict[str, Any]], Case]) -> d
             f"{folder} is not a sweep's results folder ({why}); give one, such as python -m sweeps.capacity leaves"
         ) from None
     path = lambda member: folder / "members" / f"{member:04d}.safetensors"
-    return {f"{setting}, seed {seed}": read_trained(path(i), case_of) for setting, seed, i in converged}
+    # Seeds of a setting get the same case, and so share what is compiled for it.
+    made = cache(lambda text: case_of(json.loads(text)))
+    same = lambda description: made(json.dumps(description))
+    return {f"{setting}, seed {seed}": read_trained(path(i), same) for setting, seed, i in converged}
 
 
 def metrics_as_json(metrics: Metrics) -> dict[str, Any]:

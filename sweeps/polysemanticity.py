@@ -22,7 +22,7 @@ from siitjax.command import Command, flag, main
 from siitjax.export import state_dict
 from siitjax.folder import new_folder
 from siitjax.neuron_report import models_table, picture
-from siitjax.neuron_summary import LEAST, Model, neuron_rows, random_model, summarised
+from siitjax.neuron_summary import LEAST, MOST, Model, neuron_rows, random_model, summarised
 from siitjax.neurons import Answers, measure_neurons, samples_by_task
 from siitjax.policy import use_compilation_cache
 from siitjax.report import Verdict
@@ -63,7 +63,9 @@ class Polysemanticity(Command):
     backgrounds: int = flag(24, "random sets of an MLP's neurons beside which each is held", least=2)
     controls: int = flag(1, "transformers with random weights beside each model", least=1)
     seed: int = flag(3_000_000, "decides the strings and the random weights", least=0)
-    capacity: str = flag("", "also measure what converged in this results folder of python -m sweeps.capacity")
+    capacity: tuple[str, ...] = flag(
+        (), "also measure what converged in these results folders of python -m sweeps.capacity"
+    )
     quick: bool = flag(False, f"the models {', '.join(QUICK)} alone")
     out: str = flag("results/polysemanticity", "folder of the results")
 
@@ -72,7 +74,9 @@ class Polysemanticity(Command):
         for name in names:
             check_choice("the model", name, cases.MODELS)
         shipped = {name: cases.load(name) for name in names}
-        by_width = read_converged(Path(self.capacity), cases.described) if self.capacity else {}
+        by_width: dict[str, Trained] = {}
+        for folder in self.capacity:
+            by_width |= read_converged(Path(folder), cases.described)
         config: dict[str, Any] = {
             "strings": self.strings,
             "ablated": self.ablated,
@@ -96,7 +100,7 @@ class Polysemanticity(Command):
             rows = [row for answers, model in [*found, *scaled] for row in neuron_rows(answers, model)]
             (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             for kind in ("png", "pdf"):
-                picture(found, f"{self.title}\n{verdict}", folder / f"figure.{kind}")
+                picture(found, widths, f"{self.title}\n{said}", folder / f"figure.{kind}")
             ran_on = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "jax": version("jax")}
             summary = {"question": self.title, "config": config, "verdict": asdict(verdict), "said": said}
             summary |= {"models": [*map(asdict, models)], "width": [*map(asdict, widths)], "ran_on": ran_on}
@@ -165,13 +169,11 @@ def starts(models: Sequence[Model]) -> str:
     """From which width on the MLPs beneath the answer's share most of their live neurons, by number of tasks."""
     widths = {}
     for model in models:
-        shared, live = map(sum, zip(*model.layers[:-1], strict=True)) if len(model.layers) > 1 else (0, 0)
-        kept = widths.setdefault(model.tasks, {}).setdefault(model.neurons // len(model.layers), [])
-        kept.append(shared / max(live, 1))
+        widths.setdefault(model.tasks, {}).setdefault(model.width, []).append(model.share_beneath)
     said = []
     for tasks, shares in sorted(widths.items()):
         if tasks > 1:
-            narrow = max((width for width, found in shares.items() if np.mean(found) > 0.5), default=None)
+            narrow = max((width for width, found in shares.items() if np.mean(found) > MOST), default=None)
             where = "at no width" if narrow is None else f"at {narrow} neurons an MLP or fewer"
             said.append(f"{tasks} tasks {where} (of {', '.join(map(str, sorted(shares)))})")
     return f"Most live neurons beneath the answer's MLP are shared: {'; '.join(said) or 'nothing converged'}."

@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import jax
-import numpy as np
 from rich.console import Console
 
 import cases
 from siitjax.choice import check_choice
 from siitjax.command import Command, flag, main
-from siitjax.compare import Points, points
 from siitjax.cores import cores
 from siitjax.files import replaced
 from siitjax.known import held
 from siitjax.policy import use_compilation_cache
 from siitjax.report import Verdict
 from siitjax.sae import KINDS
-from siitjax.sae_report import CONTROLS, beside, best_settings, costs_table, kinds_table, mean, picture
+from siitjax.sae_report import beside, compared, costs_table, kinds_table, picture
 from siitjax.sae_results import Row, SAEResults
 from siitjax.sae_study import Cost, Job, Subject, score_jobs, train_jobs
 from siitjax.sae_train import SAEConfig
@@ -185,36 +183,6 @@ def _saelens() -> Any:
     return seconds
 
 
-@dataclass(frozen=True)
-class Compared:
-    """The kind of SAE and the control with the largest score on average over the sites, each at its best sparsity."""
-
-    kind: str
-    control: str
-    sites: int
-    found: Points
-    other: Points
-    above: Points
-
-    def __str__(self) -> str:
-        return (
-            f"{_interval(self.found)} by the best kind, {self.kind}, and {_interval(self.other)} by the best control, "
-            f"{self.control} (difference {_interval(self.above)}; {self.sites} sites)"
-        )
-
-
-def compared(rows: Sequence[Row], score: str) -> Compared | None:
-    """None where no site has the score of an SAE and of a control."""
-    at_best = lambda kind: [mean(setting, score) for setting in best_settings(rows, kind, score)]
-    shares = {kind: found for kind in (*KINDS, *CONTROLS) if (found := at_best(kind))}
-    best = lambda names: max((n for n in names if n in shares), key=lambda n: float(np.mean(shares[n])), default=None)
-    kind, control = best(KINDS), best(CONTROLS)
-    if kind is None or control is None:
-        return None
-    above = points(a - b for a, b in zip(shares[kind], shares[control], strict=True))
-    return Compared(kind, control, len(shares[kind]), points(shares[kind]), points(shares[control]), above)
-
-
 def decide(rows: Sequence[Row]) -> Verdict:
     """The verdict; see `SAEs` for its rule."""
     told, used = (compared(rows, score) for score in ("recovered", "latent_changed_iia"))
@@ -223,21 +191,11 @@ def decide(rows: Sequence[Row]) -> Verdict:
     found, above, kind = told.found, told.above, "undecided"
     if found.low is not None and found.high is not None and above.low is not None:
         kind = "supported" if found.low > HALF and above.low > 0 else "contradicted" if found.high < HALF else kind
-    causal = (
-        ""
-        if used is None
-        else (
-            "; and when only the latents matched to a variable are interchanged, of the labels that should change do "
-            f"{used}"
-        )
-    )
-    return Verdict(kind, f"of the values that a linear probe finds are recovered {told}{causal}.")
-
-
-def _interval(found: Points) -> str:
-    if found.mean is None:
-        return "-"
-    return f"{found.mean:.0f}%" + ("" if found.low is None else f" (95% interval {found.low:.0f} to {found.high:.0f})")
+    said = [f"of the values that a linear probe finds, {told.words('recovers')}"]
+    if used is not None:
+        interchanged = "of the labels that should change when only the latents matched to a variable are interchanged"
+        said.append(f"{interchanged}, {used.words('changes')}")
+    return Verdict(kind, f"{'; '.join(said)}.")
 
 
 if __name__ == "__main__":

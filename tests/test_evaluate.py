@@ -171,6 +171,13 @@ def test_a_node_whose_swap_changes_no_label_is_nan_there_and_left_out_of_the_mea
     assert float(metrics.changed_iia) == pytest.approx(float(metrics.node_changed_iia[1:].mean()), abs=TOLERANCE)
 
 
+def test_where_no_swap_changes_a_label_no_node_is_the_worst():
+    alike = jnp.repeat(samples_of(WITH_IDLE, 1), 40, axis=0)
+    metrics = evaluated(lively(WITH_IDLE), WITH_IDLE, alike)
+    assert not metrics.node_changed.any()
+    assert np.isnan([metrics.changed_iia, metrics.worst_changed_iia]).all()
+
+
 def test_without_unused_nodes_siia_is_whole_and_a_joint_swap_is_none():
     counts, *others = left_greater.CASE.variables
     case = case_of(left_greater.CASE, replace(counts, node=head(0, 0)), *others, d_model=6, d_head=6)

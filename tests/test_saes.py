@@ -187,15 +187,15 @@ def test_each_site_counts_at_the_sparsity_that_recovers_most():
             (0.8, 0.9, 0.85),
             (0.2, 0.3, 0.25),
             "supported",
-            "are recovered 85% (95% interval 73 to 97) by the best kind, topk, and",
+            "the best kind, topk, recovers 85% (95% interval 73 to 97), and",
         ),
         ((0.8, 0.9, 0.85), (0.8, 0.9, 0.85), "undecided", "(difference 0% (95% interval 0 to 0); 3 sites)"),
-        ((0.1, 0.2, 0.15), (0.0, 0.0, 0.0), "contradicted", "0% (95% interval 0 to 0) by the best control, neurons"),
+        ((0.1, 0.2, 0.15), (0.0, 0.0, 0.0), "contradicted", "and the best control, neurons, 0% (95% interval 0 to 0)"),
         (
             (0.1, 0.9, 0.5),
             (0.0, 0.0, 0.0),
             "undecided",
-            "of the labels that should change do 25% (95% interval 25 to 25) by the best kind, standard",
+            "the best kind, standard, changes 25% (95% interval 25 to 25)",
         ),
     ],
 )

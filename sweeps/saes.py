@@ -18,15 +18,15 @@ from siitjax.choice import check_choice
 from siitjax.command import Command, flag, main
 from siitjax.cores import cores
 from siitjax.files import replaced
-from siitjax.known import held
 from siitjax.policy import use_compilation_cache
 from siitjax.report import Verdict
-from siitjax.sae import KINDS
-from siitjax.sae_report import beside, compared, costs_table, kinds_table, picture
-from siitjax.sae_results import Row, SAEResults
-from siitjax.sae_study import Cost, Job, Subject, score_jobs, train_jobs
-from siitjax.sae_train import SAEConfig
-from siitjax.site import HOOKS, find_sites
+from siitjax.sae.kinds import KINDS
+from siitjax.sae.known import held
+from siitjax.sae.report import beside, compared, costs_table, kinds_table, picture
+from siitjax.sae.results import Row, SAEResults
+from siitjax.sae.site import HOOKS, find_sites
+from siitjax.sae.study import Cost, Job, Subject, score_jobs, train_jobs
+from siitjax.sae.train import SAEConfig
 
 HALF = 50.0
 """Percent of what a linear probe finds; a kind that finds more on average finds the variables. Fixed before the first
@@ -166,7 +166,7 @@ class SAEs(Command):
 
 def _saelens() -> Any:
     try:
-        from siitjax import sae_peer
+        from siitjax.sae import peer
     except ModuleNotFoundError as error:
         raise ValueError(
             f"--peer=saelens needs {error.name}, which is not installed; pip install 'siitjax[sae]' brings it"
@@ -176,9 +176,7 @@ def _saelens() -> Any:
         """Of one SAE of that shape in SAELens."""
         job = next(j for j in jobs if (config(j).kind, config(j).d_in) == (cost.kind, cost.d_in))
         x = job.subject.activations[job.site]
-        return sae_peer.saelens_seconds(
-            config(job), job.sparsity, x, sae_peer.best_threads(config(job), job.sparsity, x)
-        )
+        return peer.saelens_seconds(config(job), job.sparsity, x, peer.best_threads(config(job), job.sparsity, x))
 
     return seconds
 

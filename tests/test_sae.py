@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from siitjax.dictionary import neurons, of_sae, principal, random_directions
-from siitjax.sae import BANDWIDTH, KINDS, SAE, W_AUX, above, init_sae, jump, largest, select_latents
-from siitjax.sae_file import load_sae, save_sae
-from siitjax.sae_train import RESAMPLE_EVERY, Activity, Lane, SAEConfig, folded, prepare, train
-from siitjax.site import Site
+from siitjax.sae.dictionary import neurons, of_sae, principal, random_directions
+from siitjax.sae.file import load_sae, save_sae
+from siitjax.sae.kinds import BANDWIDTH, KINDS, SAE, W_AUX, above, init_sae, jump, largest, select_latents
+from siitjax.sae.site import Site
+from siitjax.sae.train import RESAMPLE_EVERY, Activity, Lane, SAEConfig, folded, prepare, train
 
 D_IN, N_LATENTS, TOKENS = 5, 9, 20
 SPARSITY = {"standard": 0.2, "topk": 3.0, "jumprelu": 0.2, "gated": 0.2}
@@ -331,7 +331,7 @@ def test_saelens_is_timed_on_the_same_sae(kind):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         pytest.importorskip("sae_lens")
-    from siitjax.sae_peer import saelens_seconds, saelens_trainer
+    from siitjax.sae.peer import saelens_seconds, saelens_trainer
 
     config = SAEConfig(kind, D_IN, n_latents=N_LATENTS, steps=40, batch_size=4)
     assert saelens_seconds(config, SPARSITY[kind], X, 1, steps=4) > 0

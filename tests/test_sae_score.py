@@ -12,12 +12,12 @@ import cases
 from siitjax.case import Case
 from siitjax.circuit import Variable
 from siitjax.data import Uniform
-from siitjax.dictionary import neurons
-from siitjax.known import held, known_values, swappable, task_named
 from siitjax.nodes import head, mlp
-from siitjax.sae_exam import Half, prepare_exam
-from siitjax.sae_score import FOUND, find, interchange_latents, probe, score
-from siitjax.site import Site, all_sites, find_sites
+from siitjax.sae.dictionary import neurons
+from siitjax.sae.exam import Half, prepare_exam
+from siitjax.sae.known import held, known_values, swappable, task_named
+from siitjax.sae.score import FOUND, find, interchange_latents, probe, score
+from siitjax.sae.site import Site, all_sites, find_sites
 from siitjax.transformer import init_transformer
 from tests.parity import random_model
 

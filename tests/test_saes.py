@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from siitjax.sae_file import load_sae
-from siitjax.sae_report import best_settings
+from siitjax.sae.file import load_sae
+from siitjax.sae.report import best_settings
 from sweeps.saes import decide
 
 SMALL = (

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from siitjax.compare import Points, points
 from siitjax.report import COLOURS, percent
-from siitjax.sae import KINDS
-from siitjax.sae_results import Row
-from siitjax.sae_study import Cost
-from siitjax.site import HOOKS
+from siitjax.sae.kinds import KINDS
+from siitjax.sae.results import Row
+from siitjax.sae.site import HOOKS
+from siitjax.sae.study import Cost
 
 CONTROLS = ("neurons", "PCA", "random")
 """Dictionaries that nothing was trained for."""

@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from siitjax.choice import check_choice
 from siitjax.lanes import Batching
-from siitjax.sae import KINDS, SAE, init_sae, select_latents
-from siitjax.spread import compile_spread
+from siitjax.sae.kinds import KINDS, SAE, init_sae, select_latents
+from siitjax.sae.spread import compile_spread
 
 WARM_UP = 0.1
 """Share of the steps over which the sparsity term grows to its weight."""
@@ -35,7 +35,7 @@ class SAEConfig:
     """What SAEs share that are lanes of one program.
 
     Attributes:
-        kind: one of `siitjax.sae.KINDS`.
+        kind: one of `siitjax.sae.kinds.KINDS`.
         d_in: width of the site.
         n_latents: directions in the dictionary.
         steps: updates.
@@ -79,7 +79,7 @@ class Lane(eqx.Module):
     Attributes:
         data: which of the program's activities it is trained on.
         seed: decides its first weights and its batches.
-        sparsity: see `siitjax.sae.SAE`.
+        sparsity: see `siitjax.sae.kinds.SAE`.
     """
 
     data: Int[Array, "*lane"]
@@ -116,7 +116,7 @@ def train(
 
     Args:
         activity: those that the lanes are trained on, stacked; as many tokens of each.
-        batching, devices: see `siitjax.spread`.
+        batching, devices: see `siitjax.sae.spread`.
 
     Raises:
         ValueError: a batch holds more tokens than there are.

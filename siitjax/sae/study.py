@@ -13,15 +13,15 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from siitjax.case import Case
-from siitjax.dictionary import Dictionary, neurons, of_sae, principal, random_directions
-from siitjax.sae import SAE
-from siitjax.sae_exam import Exam, prepare_exam
-from siitjax.sae_file import CONFIG, load_sae, save_sae
-from siitjax.sae_results import Row, SAEResults
-from siitjax.sae_score import FOUND, Found, Scores, probe, score
-from siitjax.sae_train import Activity, Lane, SAEConfig, folded, prepare, train
-from siitjax.site import Site
-from siitjax.spread import compile_spread
+from siitjax.sae.dictionary import Dictionary, neurons, of_sae, principal, random_directions
+from siitjax.sae.exam import Exam, prepare_exam
+from siitjax.sae.file import CONFIG, load_sae, save_sae
+from siitjax.sae.kinds import SAE
+from siitjax.sae.results import Row, SAEResults
+from siitjax.sae.score import FOUND, Found, Scores, probe, score
+from siitjax.sae.site import Site
+from siitjax.sae.spread import compile_spread
+from siitjax.sae.train import Activity, Lane, SAEConfig, folded, prepare, train
 from siitjax.transformer import Transformer, init_transformer
 
 AT_ONCE = 16

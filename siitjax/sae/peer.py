@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 
 from siitjax.cores import cores
-from siitjax.sae_train import SAEConfig
+from siitjax.sae.train import SAEConfig
 
 with warnings.catch_warnings():
     # SAELens 6 imports names of TransformerLens that are to go in its version 4.

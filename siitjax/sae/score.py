@@ -13,9 +13,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from siitjax.dictionary import Dictionary
-from siitjax.sae_exam import Exam, Ground, Half, circuit_masks
-from siitjax.sae_train import adam
+from siitjax.sae.dictionary import Dictionary
+from siitjax.sae.exam import Exam, Ground, Half, circuit_masks
+from siitjax.sae.train import adam
 
 FRACTIONS = tuple(i / 10 for i in range(10))
 """A latent says yes where it is above this share of its largest activation: the best one counts. (Karvonen et al. 2024,
@@ -78,7 +78,7 @@ class Scores(eqx.Module):
 
 
 def score(ground: Ground, dictionary: Dictionary) -> Scores:
-    """Every score of one dictionary; `siitjax.spread` runs it over many."""
+    """Every score of one dictionary; `siitjax.sae.spread` runs it over many."""
     choose, measure = (dictionary.encode(half.x) for half in (ground.choose, ground.measure))
     found = find(choose, ground.choose, measure, ground.measure)
     latents = jnp.concatenate([choose, measure])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from siitjax.sae import SAE, Gated, JumpReLU, TopK, largest
+from siitjax.sae.kinds import SAE, Gated, JumpReLU, TopK, largest
 
 
 class Dictionary(eqx.Module):

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from siitjax.case import Case
 from siitjax.circuit import Circuit, Values, Variable
 from siitjax.nodes import Node
-from siitjax.site import Site
+from siitjax.sae.site import Site
 
 LEAST = 20
 """Tokens that have to have a value, and as many that have another, for it to be looked for."""

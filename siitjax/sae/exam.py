@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from siitjax.case import Case
 from siitjax.circuit import Variable
-from siitjax.known import LEAST, Known, held, known_values, swappable, task_named, task_of
-from siitjax.site import Site
+from siitjax.sae.known import LEAST, Known, held, known_values, swappable, task_named, task_of
+from siitjax.sae.site import Site
 from siitjax.transformer import Activations, Transformer
 
 

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from siitjax.files import write_atomically
-from siitjax.sae import KINDS, SAE
-from siitjax.site import Site
+from siitjax.sae.kinds import KINDS, SAE
+from siitjax.sae.site import Site
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 FORMAT_VERSION = "6.54.0"

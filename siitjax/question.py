@@ -115,9 +115,9 @@ class Question(Command):
             _show(self, rows, results, screen)
             screen.print(f"{results.folder} was finished before; nothing was changed.", soft_wrap=True, highlight=False)
             return 0
-        use_compilation_cache()
         for case in dict.fromkeys(member.config.case for member in members):
             check_labels(case)
+        use_compilation_cache()
         policy = choose_policy(self.workers, self.lanes, self.devices)
         with results.held() as lock:
             return self._train(results, policy, lock, screen)

@@ -131,6 +131,8 @@ def _widths(axis: Axes, models: Sequence[Model]) -> None:
         axis.plot(places, means, color=COLOURS[i], label=f"{tasks} tasks")
     axis.axhline(MOST, color="black", linewidth=0.8, linestyle=":")
     axis.set_xscale("log", base=2)
+    every = sorted({m.width for m in models})
+    axis.set_xticks(every, [f"{width}" for width in every])
     axis.set(xlabel="neurons an MLP", ylabel="shared, of those beneath the answer's MLP", ylim=(0, 1))
     axis.legend(frameon=False, fontsize=7)
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -166,15 +167,15 @@ def decide(models: Sequence[Model]) -> Verdict:
 
 
 def starts(models: Sequence[Model]) -> str:
-    """From which width on the MLPs beneath the answer's share most of their live neurons, by number of tasks."""
+    """Up to which width the MLPs beneath the answer's share most of their live neurons, by number of tasks."""
     widths = {}
     for model in models:
         widths.setdefault(model.tasks, {}).setdefault(model.width, []).append(model.share_beneath)
     said = []
     for tasks, shares in sorted(widths.items()):
         if tasks > 1:
-            narrow = max((width for width, found in shares.items() if np.mean(found) > MOST), default=None)
-            where = "at no width" if narrow is None else f"at {narrow} neurons an MLP or fewer"
+            sharing = [width for width, _ in takewhile(lambda at: np.mean(at[1]) > MOST, sorted(shares.items()))]
+            where = f"at {sharing[-1]} neurons an MLP or fewer" if sharing else "not even at the narrowest"
             said.append(f"{tasks} tasks {where} (of {', '.join(map(str, sorted(shares)))})")
     return f"Most live neurons beneath the answer's MLP are shared: {'; '.join(said) or 'nothing converged'}."
 

@@ -64,7 +64,7 @@ def test_where_superposition_starts_is_the_widest_mlp_that_is_mostly_shared():
         model_found(live=2 * n, layers=((int(share * n), n), (n, n))) for n, share in ((50, 0.4), (10, 0.6))
     )
     assert "2 tasks at 10 neurons an MLP or fewer (of 10, 50)." in starts([wide, narrow])
-    assert "2 tasks at no width (of 50)." in starts([wide])
+    assert "2 tasks not even at the narrowest (of 50)." in starts([wide])
     assert "nothing converged" in starts([])
 
 
@@ -151,7 +151,7 @@ def test_what_converged_in_a_sweep_is_measured_by_width(swept, tmp_path):
     # Weights as small as these move no loss by much.
     assert width["layers"] == [[0, n] for n in live]
     assert not any(row["matters_to"] for row in ours)
-    sentence = "Most live neurons beneath the answer's MLP are shared: 2 tasks at no width (of 4)."
+    sentence = "Most live neurons beneath the answer's MLP are shared: 2 tasks not even at the narrowest (of 4)."
     assert summary["said"].endswith(sentence)
     assert sentence in said
     assert "By width" in said

@@ -15,7 +15,7 @@ from rich.table import Table
 import cases
 from siitjax.neuron_summary import LEAST, MATTERS, MOST, Model, matters
 from siitjax.neurons import Answers, participation_ratio
-from siitjax.report import COLOURS
+from siitjax.report import COLOURS, STYLE
 
 
 def models_table(models: Sequence[Model], title: str) -> Table:
@@ -59,24 +59,17 @@ def models_table(models: Sequence[Model], title: str) -> Table:
     return table
 
 
-def picture(found: Sequence[tuple[Answers, Model]], widths: Sequence[Model], title: str, path: Path) -> None:
-    """Shared neurons and their spread by model; then a map of live neurons by task for each combined model's MLPs.
-
-    Args:
-        widths: models whose shared neurons are shown by the width of their MLPs as well; none, and there is no panel.
-    """
+def picture(found: Sequence[tuple[Answers, Model]], title: str, path: Path) -> None:
+    """Shared neurons and their spread by model; then a map of live neurons by task for each combined model's MLPs."""
     maps = [(answers, model) for answers, model in found if model.tasks > 1]
     tall = sum(0.14 * model.tasks + 0.2 for _, model in maps)
-    style: dict[Any, Any] = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context({**STYLE, "font.size": 8}):
         figure = Figure(figsize=(11, 4.6 + tall), layout="constrained")
         figure.suptitle(title, fontsize=9, x=0.01, ha="left", wrap=True)
         above, beneath = figure.subfigures(2, 1, height_ratios=(3.2, tall + 1), squeeze=False).flat
-        left, right, *more = above.subplots(1, 3 if widths else 2)
+        left, right = above.subplots(1, 2)
         _shares(left, [model for _, model in found])
         _spreads(right, found)
-        for axis in more:
-            _widths(axis, widths)
         if maps:
             layers = max(len(model.layers) for _, model in maps)
             ratios = [0.14 * model.tasks + 0.2 for _, model in maps]
@@ -121,8 +114,16 @@ def _spreads(axis: Axes, found: Sequence[tuple[Answers, Model]]) -> None:
     axis.set(ylabel="tasks a neuron, by participation ratio")
 
 
-def _widths(axis: Axes, models: Sequence[Model]) -> None:
+def widths_picture(models: Sequence[Model], title: str, path: Path) -> None:
     """Shared neurons beneath the answer's MLP by its width: a colour a number of tasks, a dot a model."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        figure.suptitle(title, fontsize=9, x=0.01, ha="left", wrap=True)
+        _widths(figure.subplots(), models)
+        figure.savefig(path, dpi=150)
+
+
+def _widths(axis: Axes, models: Sequence[Model]) -> None:
     for i, tasks in enumerate(sorted({m.tasks for m in models if m.tasks > 1})):
         ours = [m for m in models if m.tasks == tasks]
         axis.plot([m.width for m in ours], [m.share_beneath for m in ours], "o", color=COLOURS[i], ms=3)

@@ -25,6 +25,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 """Okabe and Ito's colours, which all readers can tell apart."""
 LINES = ("-", "--", ":", "-.")
 FLOOR = 1e-5
+STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
+"""Of every picture; those with many panels take a smaller font."""
 """Where the picture's axes turn from logarithmic to linear, so that an error of 0 has a place: about one token."""
 
 
@@ -98,7 +100,7 @@ def mean(rows: Sequence[Row], metric: str) -> float | None:
 
 
 def _known(rows: Sequence[Row], metric: str) -> list[float]:
-    return [row[metric] for row in rows if row[metric] is not None]
+    return [row[metric] for row in rows if row.get(metric) is not None]
 
 
 def percent(share: float | None) -> str:
@@ -154,8 +156,7 @@ def picture(results: Results, rows: Sequence[Row], title: str, verdict: Verdict,
     Bars are Wilson 95% intervals; a dot is a member, open where it did not converge, and a stroke their median.
     """
     settings = summarise(rows)
-    style: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 3.9 + 0.12 * len(settings)), layout="constrained")
         axes = figure.subplots(1, 4, width_ratios=(3, 3, 2, 2))
         for axis, metric, label in zip(axes, ("changed_iia", "siia"), ("IIA on changed labels", "SIIA"), strict=False):
@@ -199,8 +200,7 @@ def heat_map(
 
 def cost_picture(timings: Sequence[Row], title: str, path: Path) -> None:
     """What a member's training step costs against the members at once, a line a form."""
-    style: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.5, 3.6), layout="constrained")
         axis = figure.subplots()
         for i, form in enumerate(dict.fromkeys(timing["form"] for timing in timings)):

@@ -22,7 +22,7 @@ from siitjax.choice import check_choice
 from siitjax.command import Command, flag, main
 from siitjax.export import state_dict
 from siitjax.folder import new_folder
-from siitjax.neuron_report import models_table, picture
+from siitjax.neuron_report import models_table, picture, widths_picture
 from siitjax.neuron_summary import LEAST, MOST, Model, neuron_rows, random_model, summarised
 from siitjax.neurons import Answers, measure_neurons, samples_by_task
 from siitjax.policy import use_compilation_cache
@@ -101,7 +101,9 @@ class Polysemanticity(Command):
             rows = [row for answers, model in [*found, *scaled] for row in neuron_rows(answers, model)]
             (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             for kind in ("png", "pdf"):
-                picture(found, widths, f"{self.title}\n{said}", folder / f"figure.{kind}")
+                picture(found, f"{self.title}\n{verdict}", folder / f"figure.{kind}")
+                if widths:
+                    widths_picture(widths, starts(widths), folder / f"width.{kind}")
             ran_on = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "jax": version("jax")}
             summary = {"question": self.title, "config": config, "verdict": asdict(verdict), "said": said}
             summary |= {"models": [*map(asdict, models)], "width": [*map(asdict, widths)], "ran_on": ran_on}

@@ -60,10 +60,11 @@ def test_the_verdict_is_the_rule_s(models, kind):
 
 
 def test_where_superposition_starts_is_the_widest_mlp_that_is_mostly_shared():
-    wide, narrow = (
-        model_found(live=2 * n, layers=((int(share * n), n), (n, n))) for n, share in ((50, 0.4), (10, 0.6))
+    wide, narrow, widest = (
+        model_found(live=2 * n, layers=((int(share * n), n), (n, n))) for n, share in ((50, 0.4), (10, 0.6), (90, 0.6))
     )
     assert "2 tasks at 10 neurons an MLP or fewer (of 10, 50)." in starts([wide, narrow])
+    assert "2 tasks at 10 neurons an MLP or fewer (of 10, 50, 90)." in starts([narrow, wide, widest])
     assert "2 tasks not even at the narrowest (of 50)." in starts([wide])
     assert "nothing converged" in starts([])
 

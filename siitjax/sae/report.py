@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from siitjax.compare import Points, points
-from siitjax.report import COLOURS, percent
+from siitjax.report import COLOURS, STYLE, mean, percent
 from siitjax.sae.kinds import KINDS
 from siitjax.sae.results import Row
 from siitjax.sae.site import HOOKS
@@ -30,14 +29,14 @@ def best_settings(rows: Sequence[Row], kind: str, score: str = "recovered", *, t
     for place in dict.fromkeys((row["model"], row["site"]) for row in ours):
         here = [row for row in ours if (row["model"], row["site"]) == place]
         settings = [[r for r in here if r["sparsity"] == s] for s in dict.fromkeys(r["sparsity"] for r in here)]
-        found.append(max(settings, key=lambda setting: mean(setting, score)))
+        found.append(max(settings, key=lambda setting: average(setting, score)))
     return found
 
 
-def mean(rows: Sequence[Row], name: str) -> float:
+def average(rows: Sequence[Row], name: str) -> float:
     """The mean of a score over the rows that have it; nan where none has."""
-    values = [row[name] for row in rows if row.get(name) is not None]
-    return float(np.mean(values)) if values else float("nan")
+    found = mean(rows, name)
+    return float("nan") if found is None else found
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Compared:
 
 def compared(rows: Sequence[Row], score: str) -> Compared | None:
     """None where no site has the score of an SAE and of a control."""
-    at_best = lambda kind: [mean(setting, score) for setting in best_settings(rows, kind, score)]
+    at_best = lambda kind: [average(setting, score) for setting in best_settings(rows, kind, score)]
     shares = {kind: found for kind in (*KINDS, *CONTROLS) if (found := at_best(kind))}
     best = lambda names: max((n for n in names if n in shares), key=lambda n: float(np.mean(shares[n])), default=None)
     kind, control = best(KINDS), best(CONTROLS)
@@ -104,7 +103,7 @@ def kinds_table(rows: Sequence[Row], title: str) -> Table:
         if not ours:
             continue
         shown = {name: mean(ours, name) for name in columns}
-        cells = ["-" if x != x else f"{x:.1f}" if name == "l0" else percent(x) for name, x in shown.items()]
+        cells = [percent(x) if x is None or name != "l0" else f"{x:.1f}" for name, x in shown.items()]
         table.add_row(kind if trained else f"{kind}, untrained model", f"{len(ours)}", *cells)
     table.caption = (
         "in %, means over the sites and seeds, each site at the sparsity that recovers most; coverage: values found at "
@@ -146,8 +145,7 @@ def picture(rows: Sequence[Row], title: str, path: Path) -> None:
     """
     hooks = [hook for hook in HOOKS if any(row["hook"] == hook for row in rows)]
     scores = {"recovered": "values recovered, of the probe's", "latent_changed_iia": "IIA of the matched latents"}
-    style: dict[Any, Any] = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context({**STYLE, "font.size": 8}):
         figure = Figure(figsize=(2 + 2.6 * len(hooks), 6.2), layout="constrained")
         axes = figure.subplots(2, len(hooks), sharex=True, sharey=True, squeeze=False)
         for line, (score, label) in zip(axes, scores.items(), strict=True):
@@ -169,10 +167,10 @@ def _panel(axis: Axes, rows: Sequence[Row], score: str) -> None:
         colour, mark, middle = COLOURS[i], "o" if kind in KINDS else "x", []
         for sparsity in dict.fromkeys(row["sparsity"] for row in ours):
             setting = [row for row in ours if row["sparsity"] == sparsity]
-            middle.append((mean(setting, "l0"), mean(setting, score)))
+            middle.append((average(setting, "l0"), average(setting, score)))
             for place in dict.fromkeys((row["model"], row["site"]) for row in setting):
                 seeds = [row for row in setting if (row["model"], row["site"]) == place]
-                axis.plot(mean(seeds, "l0"), mean(seeds, score), mark, color=colour, ms=3, alpha=0.35)
+                axis.plot(average(seeds, "l0"), average(seeds, score), mark, color=colour, ms=3, alpha=0.35)
         if middle:
             axis.plot(*zip(*middle, strict=True), f"{mark}-", color=colour, label=kind, ms=6)
     axis.set_xscale("log")

@@ -52,7 +52,8 @@ def possible_edges(nodes: NodeList) -> tuple[Edge, ...]:
 def ground_truth(case: Case) -> dict[str, Any]:
     """What circuit.json holds.
 
-    A variable's values are those that it took, at any position, in 5,000 samples with nothing swapped.
+    A variable's values are those that it took, at any position, in 5,000 samples with nothing swapped. The tolerance
+    says how far a number may be off and still count as right, in the label's unit; None where labels are classes.
     """
     circuit = case.circuit
     tokens, _ = case.draw(SAMPLES, SAMPLES // 4, np.random.default_rng(0))
@@ -71,6 +72,8 @@ def ground_truth(case: Case) -> dict[str, Any]:
             for v in case.variables
         ],
         "label": case.variables[-1].name,
+        "loss": type(case.loss).__name__,
+        "tolerance": getattr(case.loss, "tolerance", None),
         "counterfactual": case.counterfactual,
         "nodes": [str(node) for node in circuit.nodes],
         "hooks": [node.hook for node in circuit.nodes],

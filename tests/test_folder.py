@@ -92,6 +92,7 @@ def test_the_ground_truth_says_what_each_variable_reads_where_it_lives_and_what_
     }
     assert [v["values"]["kind"] for v in truth["variables"]] == ["int", "bool", "int"]
     assert (truth["label"], truth["variables"][2]["node"]) == ("answer", None)
+    assert (truth["loss"], truth["tolerance"]) == ("CrossEntropy", None)
     assert dict(zip(truth["nodes"], truth["node_mask"], strict=True)) == {
         "embed": False,
         "L0H0": False,

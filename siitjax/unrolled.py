@@ -86,7 +86,8 @@ def _walled(stage: Callable[..., Any], *arrays: Any) -> Any:
     The fuser would compute a stage again inside each reader of it. An optimization barrier would say so, but this
     backend drops it. A branch stays, as long as the compiler does not see that its condition always holds.
     """
-    bits = jax.lax.bitcast_convert_type(jax.tree.leaves(arrays)[0].ravel()[0], jnp.int32)
+    first = jax.tree.leaves(arrays)[0].ravel()[0]
+    bits = jax.lax.bitcast_convert_type(first, f"int{8 * first.dtype.itemsize}")
     always = (bits >= 0) | (bits < 1)
     shapes = jax.eval_shape(stage, *arrays)
     otherwise = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

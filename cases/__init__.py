@@ -11,6 +11,7 @@ from siitjax.case import Case
 from siitjax.choice import check_choice
 from siitjax.circuit import Counterfactual
 from siitjax.combine import combine
+from siitjax.errors import UserError
 from siitjax.trained import Trained, read_trained
 
 CASES: tuple[Case, ...] = (duplicate_remover.CASE, left_greater.CASE, paren_checker.CASE, unique_extractor.CASE)
@@ -24,7 +25,7 @@ def find(name: str) -> Case:
     """The case called `name`, or by its number in the table.
 
     Raises:
-        ValueError: there is none; the message names the nearest.
+        UserError: there is none; the message names the nearest.
     """
     if name.isdecimal() and int(name) < len(CASES):
         return CASES[int(name)]
@@ -37,10 +38,10 @@ def find_all(names: str) -> tuple[Case, ...]:
     """The cases that `names` lists, by name or number, with + between: "1+2", "left_greater+paren_checker".
 
     Raises:
-        ValueError: one is empty, or none of the table's; the message names the nearest.
+        UserError: one is empty, or none of the table's; the message names the nearest.
     """
     if not all(name.strip() for name in names.split("+")):
-        raise ValueError(
+        raise UserError(
             f'"{names}" names no case, or an empty one; '
             f"give one of {', '.join(case.name for case in CASES)}, or several with + between"
         )
@@ -68,7 +69,7 @@ def build(
             causal rule and none under the frozen one, as in the original.
 
     Raises:
-        ValueError: a name is none of the table's, or the heads are too few.
+        UserError: a name is none of the table's, or the heads are too few.
     """
     parts = [replace(case, init_gain=init_gain) for case in find_all(names)]
     if len(parts) == 1:
@@ -100,7 +101,7 @@ def load(name: str | Path) -> Trained:
             model.safetensors.
 
     Raises:
-        ValueError: it is no such thing.
+        UserError: it is no such thing.
     """
     if code := number(str(name)):
         check_choice("the model", code, MODELS)
@@ -116,7 +117,7 @@ def described(description: dict[str, Any]) -> Case:
     """The case of which `Case.describe` gave this.
 
     Raises:
-        ValueError: the cases of this version make none that is described so.
+        UserError: the cases of this version make none that is described so.
     """
     names = str(description.get("name", "")).split("+")
     try:
@@ -126,7 +127,7 @@ def described(description: dict[str, Any]) -> Case:
         width, d_head = description["d_model"] / max(part.d_model for part in parts), description["d_head"]
         n_ctx = description["n_ctx"]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the model's case cannot be made again: {error}") from None
+        raise UserError(f"the model's case cannot be made again: {error}") from None
     together = partial(combine, parts, width_factor=width, d_head=d_head, **layout)
     makers = [partial(together, share_heads=a, selection=b) for a, b in product((False, True), (True, False))]
     if len(parts) == 1:  # which may also be combined with no other, as the least that sweeps.capacity trains
@@ -134,10 +135,10 @@ def described(description: dict[str, Any]) -> Case:
     for make in makers:
         try:
             case = make()
-        except ValueError:
+        except UserError:
             continue
         if case.describe() == description:
             return case
-    raise ValueError(
+    raise UserError(
         f'the model was trained on a "{"+".join(names)}" whose circuit, vocabulary or sizes are not those of cases/'
     )

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Int
 
 from siitjax.circuit import Circuit, Counterfactual, Variable
 from siitjax.data import Stratum, draw_split
+from siitjax.errors import UserError
 from siitjax.loss import CrossEntropy, Loss
 from siitjax.transformer import TransformerConfig
 
@@ -50,7 +51,7 @@ class Case:
         drawn: draws whole samples, in the place of the strata.
 
     Raises:
-        ValueError: the vocabulary, the sizes or the circuit are not consistent.
+        UserError: the vocabulary, the sizes or the circuit are not consistent.
     """
 
     name: str
@@ -71,16 +72,16 @@ class Case:
 
     def __post_init__(self):
         if self.vocabulary[:2] != ("BOS", "PAD") or len(set(self.vocabulary)) != len(self.vocabulary):
-            raise ValueError(f'the vocabulary is {self.vocabulary}; it must begin "BOS", "PAD" and repeat nothing')
+            raise UserError(f'the vocabulary is {self.vocabulary}; it must begin "BOS", "PAD" and repeat nothing')
         if self.n_ctx < 2:
-            raise ValueError(f"n_ctx is {self.n_ctx}; it must be at least 2, BOS and one token")
+            raise UserError(f"n_ctx is {self.n_ctx}; it must be at least 2, BOS and one token")
         if not self.strata and self.drawn is None:
-            raise ValueError("the case lists no strata; it needs at least one sampler of strings")
+            raise UserError("the case lists no strata; it needs at least one sampler of strings")
         tokens = jax.ShapeDtypeStruct((self.n_ctx,), jnp.int32)
         label = jax.eval_shape(lambda tokens: self.circuit(tokens)[0], tokens).shape
         expected = (self.n_ctx, *self.loss.label_shape(self.n_outputs))
         if label != expected:
-            raise ValueError(f"the label has shape {label}, but {self.loss} takes {expected}, tokens first")
+            raise UserError(f"the label has shape {label}, but {self.loss} takes {expected}, tokens first")
 
     @cached_property
     def config(self) -> TransformerConfig:
@@ -136,12 +137,12 @@ class Case:
         """The sample that `string` spells, BOS put before it, or after its first token where that names the task.
 
         Raises:
-            ValueError: something is not in the vocabulary, or the task is not named.
+            UserError: something is not in the vocabulary, or the task is not named.
         """
         if unknown := [s for s in string if s not in self.vocabulary]:
-            raise ValueError(f'"{unknown[0]}" is not a token of {self.name}; those are {" ".join(self.vocabulary)}')
+            raise UserError(f'"{unknown[0]}" is not a token of {self.name}; those are {" ".join(self.vocabulary)}')
         if self.tasks and (not string or string[0] not in self.tasks):
-            raise ValueError(f"the first token must name the task; one of {' '.join(self.tasks)}")
+            raise UserError(f"the first token must name the task; one of {' '.join(self.tasks)}")
         n = min(len(self.tasks), 1)
         named = [self.vocabulary.index(s) for s in string]
         return jnp.array([*named[:n], BOS, *named[n:]], jnp.int32)

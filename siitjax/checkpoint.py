@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from siitjax.errors import UserError
 from siitjax.lanes import with_keys, without_keys
 from siitjax.train import State
 
@@ -45,7 +46,7 @@ sys.unraisablehook = _report
 NAMES = ocp.step.standard_name_format(step_format_fixed_length=8)
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint cannot be used or written; the message is one line for the user."""
 
 

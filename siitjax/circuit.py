@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped
 
 from siitjax.choice import check_choice
+from siitjax.errors import UserError
 from siitjax.nodes import EMBED, Node, NodeList
 
 TOKENS = "tokens"
@@ -56,7 +57,7 @@ class Circuit:
     downstream is computed again from them (an interchange intervention: Geiger et al. 2022, section 3).
 
     Raises:
-        ValueError: a name is declared twice or read without being declared, the variables read each other in a
+        UserError: a name is declared twice or read without being declared, the variables read each other in a
             circle, a node does not exist, or a variable's node does not come after the nodes it reads from.
     """
 
@@ -68,24 +69,24 @@ class Circuit:
         check_choice("counterfactual", self.counterfactual, get_args(Counterfactual))
         names = [v.name for v in self.variables]
         if not names:
-            raise ValueError("the circuit has no variables; it needs at least one, the label of each token")
+            raise UserError("the circuit has no variables; it needs at least one, the label of each token")
         for name in {TOKENS, *names}:
             if names.count(name) + (name == TOKENS) > 1:
-                raise ValueError(f'the variable "{name}" is declared twice; each name may stand once')
+                raise UserError(f'the variable "{name}" is declared twice; each name may stand once')
         for v in self.variables:
             if unknown := set(v.reads) - {TOKENS, *names}:
-                raise ValueError(
+                raise UserError(
                     f'the variable "{v.name}" reads "{min(unknown)}", which is not declared; '
                     f"it can read {', '.join([TOKENS, *names])}"
                 )
             if v.node == EMBED:
-                raise ValueError(f'the variable "{v.name}" is placed on the embedding, which holds the tokens alone')
+                raise UserError(f'the variable "{v.name}" is placed on the embedding, which holds the tokens alone')
             if v.node is not None:
                 self.nodes.index(v.node)
         try:
             ordered = self.ordered
         except CycleError as error:
-            raise ValueError(f"the variables read each other in a circle: {' -> '.join(error.args[1])}") from None
+            raise UserError(f"the variables read each other in a circle: {' -> '.join(error.args[1])}") from None
         self._check_reachable(ordered)
 
     def _check_reachable(self, ordered: tuple[Variable, ...]) -> None:
@@ -95,7 +96,7 @@ class Circuit:
             read = set[Node]().union(*(behind[name] for name in v.reads))
             if v.node is not None:
                 if late := [n for n in read if n != v.node and n.depth >= v.node.depth]:
-                    raise ValueError(
+                    raise UserError(
                         f'the variable "{v.name}" on {v.node} reads what {late[0]} holds, which comes no earlier; '
                         "place it on a later node"
                     )

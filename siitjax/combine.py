@@ -20,6 +20,7 @@ from jaxtyping import Array, Int, Shaped
 from siitjax.case import PAD, Case
 from siitjax.circuit import Counterfactual, Variable
 from siitjax.data import shares
+from siitjax.errors import UserError
 from siitjax.nodes import Node, head, mlp
 
 LEAST_WIDTH = 32
@@ -63,19 +64,17 @@ def combine(
         counterfactual: what a swap changes, see `siitjax.circuit`.
 
     Raises:
-        ValueError: there are no cases, their losses differ, a token of one names a task, or a layer has too few heads.
+        UserError: there are no cases, their losses differ, a token of one names a task, or a layer has too few heads.
     """
     if not cases:
-        raise ValueError("no cases were given to combine; name one or more")
+        raise UserError("no cases were given to combine; name one or more")
     if len({(case.loss, case.init_gain) for case in cases}) > 1:
-        raise ValueError(
-            f"the losses or initial gains of {', '.join(c.name for c in cases)} differ; give them the same"
-        )
+        raise UserError(f"the losses or initial gains of {', '.join(c.name for c in cases)} differ; give them the same")
     parts = _parts(cases)
     tasks = tuple(f"{part.name}:" for part in parts)
     own = tuple(dict.fromkeys(token for part in parts for token in part.tokens))
     if clash := set(own) & set(tasks):
-        raise ValueError(f'the token "{min(clash)}" is also the name of a task\'s first token; rename one of them')
+        raise UserError(f'the token "{min(clash)}" is also the name of a task\'s first token; rename one of them')
     vocabulary = (*own, *tasks)
     layers = max(case.n_layers for case in cases) + selection
     places, task_node = _placed(parts, share_heads)
@@ -147,7 +146,7 @@ def _heads(nodes: Sequence[Node], width_factor: float | None, d_model: int, d_he
         return max(ceil(max(d_model, LEAST_WIDTH) / d_head), needed)
     n_heads = ceil(d_model * width_factor / d_head)
     if needed > n_heads:
-        raise ValueError(
+        raise UserError(
             f"{n_heads} heads of {d_head} are too few, {needed - n_heads} missing; "
             f"a width_factor of {needed * d_head / d_model:.3g} (d_model {needed * d_head}) has them"
         )

@@ -1,5 +1,7 @@
 """Command lines from dataclasses: every field is a flag, and bad input is one line."""
 
+import contextlib
+import os
 import signal
 import sys
 from abc import ABC, abstractmethod
@@ -7,7 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, cast, get_args, get_origin
 
+import jax
 from absl import flags
+
+from siitjax.errors import UserError, one_line
 
 BAD_INPUT = 2
 
@@ -28,7 +33,7 @@ class Command(ABC):
     where its default is.
 
     Raises:
-        ValueError: a value is out of its range.
+        UserError: a value is out of its range.
     """
 
     def __post_init__(self):
@@ -36,12 +41,12 @@ class Command(ABC):
             value, least = getattr(self, f.name), f.metadata["least"]
             for number in value if isinstance(value, tuple) else (value,):
                 if least is not None and number < least:
-                    raise ValueError(f"--{f.name} is {number}; it must be at least {least}")
+                    raise UserError(f"--{f.name} is {number}; it must be at least {least}")
             if not isinstance(value, tuple):
                 continue
             if len(set(value)) < len(value) or (not value and f.default != ()):
                 what = "names a value twice" if value else "is empty"
-                raise ValueError(f"--{f.name} {what}; list one value or more, each once, with commas between")
+                raise UserError(f"--{f.name} {what}; list one value or more, each once, with commas between")
 
     @abstractmethod
     def run(self) -> int:
@@ -49,15 +54,45 @@ class Command(ABC):
 
 
 def main(command: type[Command], argv: Sequence[str] | None = None) -> None:
-    """Runs a command, and exits with what it gives, with 2 on bad input, or with 130 on Ctrl-C."""
+    """Runs a command, and exits with what it gives, with 2 on bad input, or with 130 on Ctrl-C.
+
+    What the user can mend is one line; any other error is a bug, and keeps its traceback. Where nobody reads the
+    output any more (`... | head -1`), it ends in silence, as other programs do.
+    """
     try:
-        sys.exit(parse(command, sys.argv if argv is None else argv).run())
-    except (ValueError, MemoryError, flags.Error) as error:
-        print(f"{command.__name__.lower()}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        code = parse(command, sys.argv if argv is None else argv).run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):  # what is left unwritten must not be tried again at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     except KeyboardInterrupt:
-        print(f"{command.__name__.lower()}: interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        code = _say(command, "interrupted", 128 + signal.SIGINT)
+    except Exception as error:
+        if (words := _blame(error)) is None:
+            raise
+        code = _say(command, words, BAD_INPUT)
+    sys.exit(code)
+
+
+def _say(command: type[Command], words: str, code: int) -> int:
+    print(f"{command.__name__.lower()}: {one_line(words)}", file=sys.stderr)
+    return code
+
+
+def _blame(error: Exception) -> str | None:
+    """What the user is told of an error that they can mend; None of a bug."""
+    if isinstance(error, UserError | MemoryError | flags.Error):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be used ({error.strerror or error})"
+    if isinstance(error, RuntimeError | AssertionError) and (asked := os.environ.get("JAX_PLATFORMS")):
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError):  # the latter where a plug-in finds no device
+            why = f" ({error})" if str(error) else ""
+            return f'JAX_PLATFORMS is "{asked}", and JAX finds no such device here{why}; unset it, or set it to cpu'
+    return None
 
 
 def as_flags(command: Command) -> list[str]:
@@ -90,10 +125,10 @@ def parse(command: type[Command], argv: Sequence[str]) -> Command:
         sys.exit(0)
     if len(rest) > len(wanted):
         kind = "an argument too many" if wanted else "not a flag"
-        raise ValueError(f'"{rest[len(wanted)]}" is {kind}; flags are given as --name=value, and --help lists them')
+        raise UserError(f'"{rest[len(wanted)]}" is {kind}; flags are given as --name=value, and --help lists them')
     if len(rest) < len(wanted):
         missing = wanted[len(rest)]
-        raise ValueError(f"{missing.name.upper()} is missing: {missing.metadata['about']}")
+        raise UserError(f"{missing.name.upper()} is missing: {missing.metadata['about']}")
     given = {f.name: word for f, word in zip(wanted, rest, strict=True)}
     return command(**given, **{name: read(values[name].value) for name, read in readers.items()})
 
@@ -118,4 +153,4 @@ def _element(name: str, kind: Any, word: str) -> Any:
     try:
         return kind(word) if kind in (int, float) else word
     except ValueError:
-        raise ValueError(f'--{name} holds "{word}"; it must be a list of numbers, such as 0.9,0.999') from None
+        raise UserError(f'--{name} holds "{word}"; it must be a list of numbers, such as 0.9,0.999') from None

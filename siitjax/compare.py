@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from scipy.stats import ttest_1samp
 
+from siitjax.errors import UserError
 from siitjax.results import Row
 
 MARGIN = 1.25
@@ -45,10 +46,10 @@ def lag(rows: Sequence[Row], others: Sequence[Row]) -> Lag:
     A member that did not converge counts as converging with its last epoch, the least that it can have needed.
 
     Raises:
-        ValueError: the seeds of the two are not the same.
+        UserError: the seeds of the two are not the same.
     """
     if [row["seed"] for row in rows] != [row["seed"] for row in others]:
-        raise ValueError("the two settings were run with different seeds; run both with the same to compare them")
+        raise UserError("the two settings were run with different seeds; run both with the same to compare them")
     pairs = [
         (row["epochs"], other["epochs"])
         for row, other in zip(rows, others, strict=True)
@@ -122,10 +123,10 @@ def difference(rows: Sequence[Row], others: Sequence[Row], metric: str) -> Point
     A seed that has no such figure in one of the two, as where no label changed, says nothing.
 
     Raises:
-        ValueError: the seeds of the two are not the same.
+        UserError: the seeds of the two are not the same.
     """
     if [row["seed"] for row in rows] != [row["seed"] for row in others]:
-        raise ValueError("the two settings were run with different seeds; run both with the same to compare them")
+        raise UserError("the two settings were run with different seeds; run both with the same to compare them")
     pairs = ((row[metric], other[metric]) for row, other in zip(rows, others, strict=True))
     return points(a - b for a, b in pairs if a is not None and b is not None)
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
+from siitjax.errors import UserError
+
 Strings = Int[np.ndarray, "_ position"]
 Stratum = Callable[[np.random.Generator, int, int], Strings]
 """`stratum(rng, n, length)` draws n strings of `length` tokens, each with the same probability."""
@@ -57,7 +59,7 @@ class Those:
             kept.append(strings[self.keep(strings)])
             if sum(map(len, kept)) >= n:
                 return np.concatenate(kept)[:n]
-        raise ValueError(
+        raise UserError(
             f"{TRIES * max(n, 1000)} strings of length {length} held fewer than {n} of a kind that the case lists; "
             "choose another n_ctx or drop that stratum"
         )
@@ -85,7 +87,7 @@ def draw_split(
         rng: decides everything here.
 
     Raises:
-        ValueError: no stratum has the two strings that a split needs.
+        UserError: no stratum has the two strings that a split needs.
     """
     pools = [
         _distinct(stratum, length, a + b, rng)
@@ -94,7 +96,7 @@ def draw_split(
     held_out = [len(p) - max(1, min(len(p) - 1, round(len(p) * n_train / (n_train + n_validation)))) for p in pools]
     divisible = [p[:k] for p, k in zip(pools, held_out, strict=True) if k > 0]
     if not divisible:
-        raise ValueError("the strata hold one string each; a train-validation split needs more")
+        raise UserError("the strata hold one string each; a train-validation split needs more")
     train = [_repeat(p[k:], n, rng) for p, k, n in zip(pools, held_out, shares(n_train, len(pools)), strict=True)]
     validation = [_repeat(p, n, rng) for p, n in zip(divisible, shares(n_validation, len(divisible)), strict=True)]
     return rng.permutation(np.concatenate(train)), rng.permutation(np.concatenate(validation))

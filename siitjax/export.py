@@ -18,6 +18,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from siitjax.errors import UserError
 from siitjax.files import write_atomically
 from siitjax.transformer import Transformer, TransformerConfig, init_transformer
 
@@ -35,15 +36,15 @@ def with_weights(model: Transformer, weights: Mapping[str, Float[np.ndarray, "..
     """`model` with the weights of a state dict; keys that it does not have are left unread.
 
     Raises:
-        ValueError: a weight is missing, or has another shape.
+        UserError: a weight is missing, or has another shape.
     """
 
     def weight(path, own):
         key = _key(path)
         if key not in weights:
-            raise ValueError(f'the weights hold no "{key}"; they hold {", ".join(sorted(weights)) or "nothing"}')
+            raise UserError(f'the weights hold no "{key}"; they hold {", ".join(sorted(weights)) or "nothing"}')
         if weights[key].shape != own.shape:
-            raise ValueError(f'the weight "{key}" has shape {weights[key].shape}; this transformer needs {own.shape}')
+            raise UserError(f'the weight "{key}" has shape {weights[key].shape}; this transformer needs {own.shape}')
         return jnp.asarray(weights[key], own.dtype)
 
     return jax.tree_util.tree_map_with_path(weight, model)
@@ -60,26 +61,26 @@ def load_weights(path: Path) -> Transformer:
     """The transformer that `save_weights` wrote.
 
     Raises:
-        ValueError: the file is torn, or another program's.
+        UserError: the file is torn, or another program's.
     """
     return read_weights(path)[0]
 
 
 def read_weights(path: Path) -> tuple[Transformer, dict[str, Any]]:
-    """The transformer that `save_weights` wrote, and what it wrote about it. Raises ValueError as `load_weights`."""
+    """The transformer that `save_weights` wrote, and what it wrote about it. Raises UserError as `load_weights`."""
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); train that member again") from None
+        raise UserError(f"{path} is not a whole safetensors file ({error}); train that member again") from None
     if METADATA not in metadata:
-        raise ValueError(f"{path} says nothing of its transformer; only files written by siitjax can be loaded alone")
+        raise UserError(f"{path} says nothing of its transformer; only files written by siitjax can be loaded alone")
     try:
         about = json.loads(metadata[METADATA])
         config = TransformerConfig(**about["config"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} describes its transformer in a way that this version cannot read ({error})") from None
+        raise UserError(f"{path} describes its transformer in a way that this version cannot read ({error})") from None
     blank = jax.eval_shape(lambda: init_transformer(config, key=jax.random.key(0)))
     return with_weights(blank, weights), about
 

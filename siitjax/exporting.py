@@ -6,6 +6,7 @@ from typing import Any
 
 import cases
 from siitjax.command import Command, argument, flag
+from siitjax.errors import UserError
 from siitjax.evaluate import Metrics
 from siitjax.folder import new_folder, read_model, write_folder
 from siitjax.trained import read_rows
@@ -29,7 +30,7 @@ class Export(Command):
             return 0
         files = sorted((Path(self.model) / "members").glob("*.safetensors"))
         if not files:
-            raise ValueError(
+            raise UserError(
                 f"{self.model} is not a sweep's results: it holds no members/*.safetensors; "
                 "without --all, a single model is exported"
             )
@@ -55,6 +56,6 @@ def _measured(file: Path) -> dict[str, Any] | None:
         found = [row for row in read_rows(folder) if row["member"] == int(file.stem)]
         return {f.name: found[0][f.name] for f in fields(Metrics)} if found else None
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"the rows of {folder} are torn ({error!r}); restore them, or run the sweep with --resume"
         ) from None

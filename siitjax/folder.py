@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from siitjax.card import card
 from siitjax.case import PAD
+from siitjax.errors import UserError, one_line
 from siitjax.export import METADATA, save_weights, state_dict, with_weights
 from siitjax.lens import lens_config
 from siitjax.trained import MODEL_FILE, Trained, metrics_as_json
@@ -40,7 +41,7 @@ def write_folder(out: Path, trained: Trained, metrics: Mapping[str, Any] | None 
         metrics: what was measured, as JSON has it, where the model itself does not say.
 
     Raises:
-        ValueError: `out` exists, or cannot be written.
+        UserError: `out` exists, or cannot be written.
     """
     case, model = trained.case, trained.model
     if trained.metrics is not None:
@@ -69,10 +70,10 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A folder to write into; it is put at `out` when what was written is whole.
 
     Raises:
-        ValueError: `out` exists, or cannot be written.
+        UserError: `out` exists, or cannot be written.
     """
     if out.exists() or out.is_symlink():
-        raise ValueError(f"{out} exists, and an export replaces nothing; choose another OUT, or take it away")
+        raise UserError(f"{out} exists, and an export replaces nothing; choose another OUT, or take it away")
     new = out.with_name(f".{out.name}.new")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         yield new
         new.rename(out)
     except OSError as error:
-        raise ValueError(f"{out} cannot be written ({error.strerror or error}); choose another OUT") from None
+        raise UserError(f"{out} cannot be written ({error.strerror or error}); choose another OUT") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -90,35 +91,35 @@ def read_model(path: Path) -> Transformer:
     """The transformer of a model's folder, or of a weights file of siitjax.
 
     Raises:
-        ValueError: it is none, is torn, or its weights are not those that its config needs; all that differ are named.
+        UserError: it is none, is torn, or its weights are not those that its config needs; all that differ are named.
     """
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path} is not a model: there is no {file.name if path.is_dir() else 'such file or folder'}; "
             "python -m siitjax.export MODEL OUT makes a model's folder"
         )
     weights, metadata = read_tensors(file)
     if METADATA not in metadata:
-        raise ValueError(
+        raise UserError(
             f"{file} says nothing of its transformer, so siitjax did not write it; "
             "read published folders with siitjax.torch.read_published"
         )
     try:
         config = TransformerConfig(**json.loads(metadata[METADATA])["config"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} describes its transformer in a way that this version cannot read ({error})") from None
+        raise UserError(f"{file} describes its transformer in a way that this version cannot read ({error})") from None
     return checked_model(config, weights, str(file))
 
 
 def read_tensors(file: Path) -> tuple[Weights, dict[str, str]]:
-    """A safetensors file's tensors, and its metadata. Raises ValueError where it is none, or torn."""
+    """A safetensors file's tensors, and its metadata. Raises UserError where it is none, or torn."""
     try:
         with safe_open(file, "numpy") as opened:
             names = opened.keys()
             return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is not a whole safetensors file ({' '.join(str(error).split())})") from None
+        raise UserError(f"{file} is not a whole safetensors file ({one_line(error)})") from None
 
 
 def without_constants(weights: Weights) -> Weights:
@@ -130,7 +131,7 @@ def checked_model(config: TransformerConfig, weights: Weights, where: str) -> Tr
     """The transformer with these weights, which must be its own: each of its shape, finite, and none more.
 
     Raises:
-        ValueError: they are not; the message names all that are missing, unknown, of another shape or not finite.
+        UserError: they are not; the message names all that are missing, unknown, of another shape or not finite.
     """
     blank = jax.eval_shape(lambda: init_transformer(config, key=jax.random.key(0)))
     shapes = {name: weight.shape for name, weight in _named(blank).items()}
@@ -144,7 +145,7 @@ def checked_model(config: TransformerConfig, weights: Weights, where: str) -> Tr
         "hold NaN or infinite numbers in": infinite,
     }
     if said := [f"{what} {', '.join(names)}" for what, names in found.items() if names]:
-        raise ValueError(f"the weights in {where} are not this transformer's: they {'; they '.join(said)}")
+        raise UserError(f"the weights in {where} are not this transformer's: they {'; they '.join(said)}")
     return with_weights(blank, weights)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import multihost_utils
 
+from siitjax.errors import UserError, one_line
+
 PATIENCE = 5.0
 """Seconds that an interrupted host waits for the others to end too; those that go on then are ended by JAX."""
 
@@ -21,19 +23,19 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
     cluster that JAX finds (SLURM, TPU, Kubernetes, MPI).
 
     Raises:
-        ValueError: that does not say where the coordinator is, how many hosts there are, and which this is.
+        UserError: that does not say where the coordinator is, how many hosts there are, and which this is.
     """
     given = os.environ.get
     coordinator = coordinator or given("JAX_COORDINATOR_ADDRESS", "")
     count = count or int(given("JAX_NUM_PROCESSES", "0"))
     index = index if index >= 0 else int(given("JAX_PROCESS_ID", "-1"))
     if index >= count > 0:
-        raise ValueError(f"--host is {index}, but there are {count} hosts, counted from 0; lower it")
+        raise UserError(f"--host is {index}, but there are {count} hosts, counted from 0; lower it")
     try:
         jax.distributed.initialize(coordinator or None, count or None, index if index >= 0 else None)
     except (ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"--distributed found no cluster ({' '.join(str(error).split())[:120]}); give --coordinator=host:port, "
+        raise UserError(
+            f"--distributed found no cluster ({one_line(error)[:120]}); give --coordinator=host:port, "
             "--hosts=N and --host=I on each host"
         ) from None
 

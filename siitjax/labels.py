@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 
 from siitjax.case import Case
+from siitjax.errors import UserError
 from siitjax.loss import CrossEntropy
 
 PAIRS = 500
@@ -16,7 +17,7 @@ def check_labels(case: Case) -> None:
     """Looks at the labels of random samples, as they are and under swaps of random nodes of the circuit.
 
     Raises:
-        ValueError: one is a class that the transformer has no output for, or a number that is not finite.
+        UserError: one is a class that the transformer has no output for, or a number that is not finite.
     """
     circuit, rng = case.circuit, np.random.default_rng(0)
     n = PAIRS * max(len(case.tasks), 1)
@@ -33,7 +34,7 @@ def check_labels(case: Case) -> None:
     spelled = lambda sample: f'"{" ".join(case.vocabulary[token] for token in sample)}"'
     under = f" with {'+'.join(map(str, circuit.nodes.named(masks[i])))} taken from {spelled(source[i])}"
     where = f"position {position} of {spelled(base[i])}{under if masks[i].any() else ''}"
-    raise ValueError(f"the label of {case.name} is {labels[i, position]} at {where}; {_advice(case)}")
+    raise UserError(f"the label of {case.name} is {labels[i, position]} at {where}; {_advice(case)}")
 
 
 def _impossible(labels: Shaped[np.ndarray, "sample seq *label"], case: Case) -> Bool[np.ndarray, "sample seq"]:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from siitjax.choice import check_choice
+from siitjax.errors import UserError
 from siitjax.evaluate import Metrics
 from siitjax.train import Data, Hyperparams, State, Stop, TrainConfig, make_train
 
@@ -70,12 +71,12 @@ def compile_program(
         devices: those of the mesh; by default the first one.
 
     Raises:
-        ValueError: the lanes cannot be split evenly over the devices, or `batching` is unknown.
+        UserError: the lanes cannot be split evenly over the devices, or `batching` is unknown.
     """
     check_choice("batching", batching, get_args(Batching))
     devices = jax.local_devices()[:1] if devices is None else devices
     if lanes < 1 or lanes % len(devices):
-        raise ValueError(
+        raise UserError(
             f"lanes is {lanes}; it must be a multiple of the {len(devices)} device(s), so that each has as many"
         )
     start = time.perf_counter()

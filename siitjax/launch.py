@@ -75,7 +75,7 @@ def launch(
         lock: file descriptor of the folder's lock, which the workers hold too.
 
     Raises:
-        ValueError: a file cannot be read or written, or a checkpoint is not of this sweep.
+        UserError: a file cannot be read or written, or a checkpoint is not of this sweep.
         MemoryError: the device's memory does not hold one lane.
     """
     saved = lambda: find(results.checkpoints, results.digest)

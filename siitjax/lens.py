@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from math import isclose
 from typing import Any
 
+from siitjax.errors import UserError
 from siitjax.transformer import ACTIVATION_FUNCTIONS, LN_EPS, TransformerConfig
 
 OURS: dict[str, Any] = {
@@ -54,11 +55,11 @@ def from_lens_config(fields: Mapping[str, Any], where: str) -> TransformerConfig
     """The shape that a HookedTransformerConfig's fields describe; those that are missing are at their defaults.
 
     Raises:
-        ValueError: a size is missing, or the transformer does something that ours does not; all of it is named.
+        UserError: a size is missing, or the transformer does something that ours does not; all of it is named.
     """
     sizes = ("n_layers", "d_model", "d_head", "n_ctx", "d_vocab", "act_fn")
     if missing := [name for name in sizes if fields.get(name) is None]:
-        raise ValueError(f"{where} does not say {', '.join(missing)}; a transformer needs {', '.join(sizes)}")
+        raise UserError(f"{where} does not say {', '.join(missing)}; a transformer needs {', '.join(sizes)}")
     other = [f"{name} {fields[name]}, not {ours}" for name, ours in OURS.items() if fields.get(name, ours) != ours]
     normalisation, act_fn = fields.get("normalization_type", "LN"), fields["act_fn"]
     if normalisation not in ("LN", None):
@@ -73,7 +74,7 @@ def from_lens_config(fields: Mapping[str, Any], where: str) -> TransformerConfig
     if scale != -1.0 and not isclose(scale, d_head**0.5, rel_tol=1e-6):
         other.append(f"attn_scale {scale}, not the root of d_head")
     if other:
-        raise ValueError(f"{where} is not of our kind: it has {'; '.join(other)}")
+        raise UserError(f"{where} is not of our kind: it has {'; '.join(other)}")
     d_mlp, attn_only = fields.get("d_mlp"), fields.get("attn_only", False)
     d_vocab_out = fields.get("d_vocab_out", -1)
     return TransformerConfig(

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from siitjax.errors import UserError
+
 
 @runtime_checkable
 class Loss(Protocol):
@@ -63,7 +65,7 @@ class SquaredError:
 
     def __post_init__(self):
         if not self.tolerance > 0:
-            raise ValueError(f"tolerance is {self.tolerance}; it must be greater than 0")
+            raise UserError(f"tolerance is {self.tolerance}; it must be greater than 0")
 
     def label_shape(self, n_outputs: int) -> tuple[int, ...]:
         return (n_outputs,)

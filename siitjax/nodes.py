@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool
 
+from siitjax.errors import UserError
+
 
 @dataclass(frozen=True)
 class Node:
@@ -46,7 +48,7 @@ class Node:
         """The node called `name`: "embed", "L0H3" (layer 0, head 3) or "MLP1".
 
         Raises:
-            ValueError: `name` is none of these.
+            UserError: `name` is none of these.
         """
         if name == "embed":
             return EMBED
@@ -54,7 +56,7 @@ class Node:
             return head(int(match[1]), int(match[2]))
         if match := re.fullmatch(r"MLP(\d+)", name):
             return mlp(int(match[1]))
-        raise ValueError(f'no node is called "{name}"; write "embed", "L0H3" (layer 0, head 3) or "MLP1"')
+        raise UserError(f'no node is called "{name}"; write "embed", "L0H3" (layer 0, head 3) or "MLP1"')
 
 
 def block_of(depth: int) -> tuple[int, bool]:
@@ -111,14 +113,14 @@ class NodeList:
         """The place of `node` in a mask.
 
         Raises:
-            ValueError: this transformer has no such node.
+            UserError: this transformer has no such node.
         """
         if node not in self.nodes:
-            raise ValueError(f"there is no node {node}; the nodes are {', '.join(map(str, self))}")
+            raise UserError(f"there is no node {node}; the nodes are {', '.join(map(str, self))}")
         return self.nodes.index(node)
 
     def mask(self, nodes: Iterable[Node]) -> Bool[np.ndarray, " node"]:
-        """The mask that is true at `nodes` alone. Raises ValueError for a node that is not in the list."""
+        """The mask that is true at `nodes` alone. Raises UserError for a node that is not in the list."""
         mask = np.zeros(len(self), bool)
         mask[[self.index(node) for node in nodes]] = True
         return mask

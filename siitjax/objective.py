@@ -42,7 +42,7 @@ class Sampling:
         embedding: count the embedding as a node of the circuit, as the original did. Its swap is trivial.
 
     Raises:
-        ValueError: a value is none of these.
+        UserError: a value is none of these.
     """
 
     circuit_nodes: CircuitNodes = "one"

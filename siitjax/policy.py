@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 
 from siitjax.cores import cores
+from siitjax.errors import UserError
 from siitjax.lanes import Batching, Program, compile_program
 from siitjax.train import TrainConfig
 
@@ -50,21 +51,21 @@ def choose_policy(workers: int = 0, lanes: int = 0, devices: int = 0) -> Policy:
     """The policy for this process's backend; 0 leaves a choice to it.
 
     Raises:
-        ValueError: there are fewer devices, or the numbers do not go together.
+        UserError: there are fewer devices, or the numbers do not go together.
     """
     have = len(jax.local_devices())
     if devices > have:
-        raise ValueError(f"--devices is {devices}, but this process has {have}; lower it")
+        raise UserError(f"--devices is {devices}, but this process has {have}; lower it")
     if workers and devices:
-        raise ValueError("--workers and --devices exclude each other: workers are processes with a core each")
+        raise UserError("--workers and --devices exclude each other: workers are processes with a core each")
     cpu = jax.default_backend() == "cpu"
     if workers and not cpu:
-        raise ValueError(f"--workers is for CPUs, and this is a {jax.default_backend()}; leave it out")
+        raise UserError(f"--workers is for CPUs, and this is a {jax.default_backend()}; leave it out")
     if cpu and not devices and (workers or not lanes):
         return Policy(workers or len(cores()), lanes or 1, 1, "map")
     devices = devices or (1 if cpu else have)
     if lanes % devices:
-        raise ValueError(f"--lanes is {lanes}; it must be a multiple of the {devices} devices")
+        raise UserError(f"--lanes is {lanes}; it must be a multiple of the {devices} devices")
     return Policy(0, lanes or (devices if cpu else 0), devices, "map" if cpu else "vmap")
 
 

@@ -1,6 +1,7 @@
 """Worker processes, each pinned to a core, that train the members of a sweep; see `siitjax.worker`.
 
-A member whose worker dies is given to another worker once, and goes on from its last checkpoint.
+A member whose worker is killed (a signal, no memory) is given to another worker once, and goes on from its last
+checkpoint. A worker that ends by an error of its own would do so again: it ends the sweep, with its traceback.
 """
 
 import contextlib
@@ -26,6 +27,12 @@ from siitjax.train import TrainConfig
 
 DEATHS = 2
 """Of its workers after which a member is given up."""
+SAID = 20_000
+"""Characters kept of what a dead worker wrote last on its standard error."""
+
+
+class WorkerError(RuntimeError):
+    """A worker ended by an error, which is a bug; the message holds its traceback."""
 
 
 @dataclass
@@ -74,7 +81,7 @@ class Pool:
             thread.join()
         if self.errors:
             raise self.errors[0]
-        idle = sum(time.perf_counter() - end for end in self.ends)
+        idle = sum((time.perf_counter() - end for end in self.ends), 0.0)
         self.occupancy += Occupancy(whole_last=idle)
 
     def stop(self) -> None:
@@ -122,8 +129,8 @@ class Pool:
                 for pipe in (process.stdin, process.stdout):
                     with contextlib.suppress(OSError):  # what it was not told any more
                         pipe.close() if pipe else None
-            if code and not self.failed and not self.stopping:
-                self._died(training, _cause(code, errors))
+            if code and not self.failed:
+                self._died(training, code, _end_of(errors))
 
     def _serve(self, process: subprocess.Popen[str], training: set[int]) -> None:
         """Answers a worker until it ends; `training` holds what it was given and has not finished."""
@@ -176,8 +183,21 @@ class Pool:
                 self.taken.add(config(found))
             return found
 
-    def _died(self, training: set[int], cause: str) -> None:
-        """Gives what a dead worker was training to the next one, once."""
+    def _died(self, training: set[int], code: int, said: str) -> None:
+        """Gives what a killed worker was training to the next one, once.
+
+        Raises:
+            WorkerError: it was not killed, but ended by an error.
+        """
+        if code > 0:
+            names = [f"member {i} ({self.members[i].setting}, seed {self.members[i].seed})" for i in sorted(training)]
+            what = f"training {', '.join(names)}" if names else "starting"
+            raise WorkerError(f"a worker ended with exit code {code} while {what}; it said:\n{said}")
+        cause = _killed(code)
+        if said:
+            self.watcher.note(f"A worker was {cause}; it said last:\n{said}")
+        if self.stopping:
+            return  # it is run again when the sweep is resumed
         with self.lock:
             self.spots = self.find()
             self.taken -= {self.members[index].config for index in training}
@@ -204,11 +224,13 @@ def _tell(process: subprocess.Popen[str], message: dict) -> None:
         pass  # it is dead, which is seen where it is waited for
 
 
-def _cause(code: int, errors: IO[bytes]) -> str:
-    """How a process ended, in words."""
-    if code < 0:
-        hint = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
-        return f"killed by {signal.Signals(-code).name}{hint}"
+def _killed(code: int) -> str:
+    """How a process was killed, in words; `code` is minus the signal."""
+    hint = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-code).name}{hint}"
+
+
+def _end_of(errors: IO[bytes]) -> str:
+    """What a process wrote last on its standard error."""
     errors.seek(0)
-    lines = errors.read().decode(errors="replace").strip().splitlines()
-    return f"exit code {code}" + (f": {lines[-1][:200]}" if lines else "")
+    return errors.read().decode(errors="replace").strip()[-SAID:]

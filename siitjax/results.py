@@ -26,6 +26,7 @@ from typing import Any
 import jax
 from safetensors import SafetensorError, safe_open
 
+from siitjax.errors import UserError, one_line
 from siitjax.evaluate import Metrics
 from siitjax.export import save_weights
 from siitjax.files import Holder, hold, write_atomically
@@ -41,7 +42,7 @@ BEGUN = ".config.json"
 CURVES = ("accuracy", "iia", "changed_iia", "sequence_iia", "siia", "joint_siia", "subset_siia")
 
 
-class ResultsError(ValueError):
+class ResultsError(UserError):
     """The folder cannot be used; the message is one line for the user."""
 
 
@@ -224,7 +225,7 @@ class Results:
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             files = f"{self.weights(row)} or {self.weights(row).with_suffix('.csv').name}"
             raise ResultsError(
-                f"{files} is missing or torn ({' '.join(str(error).split())}), though a row stands for it; restore it, "
+                f"{files} is missing or torn ({one_line(error)}), though a row stands for it; restore it, "
                 "or take its row out of rows.jsonl and --resume"
             ) from None
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 import cases
 from siitjax.command import Command, argument, flag, main
+from siitjax.errors import UserError
 from siitjax.measure import measured_again
 from siitjax.trained import Trained, read_trained, save_trained
 
@@ -35,7 +36,7 @@ class Ship(Command):
                 if number in cases.MODELS and trained.case.counterfactual == "causal":
                     found.setdefault(number, []).append(self._measured(trained))
         if not found:
-            raise ValueError(f"{self.results} holds no member of the models {', '.join(cases.MODELS)}")
+            raise UserError(f"{self.results} holds no member of the models {', '.join(cases.MODELS)}")
         for number, candidates in sorted(found.items(), key=lambda item: cases.MODELS.index(item[0])):
             path = cases.SHIPPED / f"{number}.safetensors"
             shipped = [read_trained(path, cases.described)] if path.exists() else []

@@ -17,6 +17,7 @@ import jax
 
 import cases
 from siitjax.cores import pinned
+from siitjax.errors import UserError
 from siitjax.forms import PLAIN, fastest
 from siitjax.lanes import Batching, Program, compile_program
 from siitjax.sweep import Engine, Member, Watcher
@@ -155,7 +156,7 @@ class Crew:
             process.stdin.flush()
         answers = [process.stdout.readline() if process.stdout else "" for process in self.processes]
         if not all(answers):
-            raise ValueError(f"a process that was timed is gone, at {what}; free some memory and try again")
+            raise UserError(f"a process that was timed is gone, at {what}; free some memory and try again")
         return [json.loads(answer) for answer in answers]
 
 

@@ -178,7 +178,7 @@ class Engine:
 
         Raises:
             MemoryError: the device's memory does not hold one lane.
-            ValueError: a file cannot be written.
+            UserError: a file cannot be written.
         """
         while not self.stopping.is_set() and (first := queue.take(None)) is not None:
             config = self.members[first[0]].config

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from siitjax.case import Case
 from siitjax.choice import check_choice
+from siitjax.errors import UserError
 from siitjax.evaluate import Metrics, evaluate
 from siitjax.forms import Form, fastest, mean_over_parts
 from siitjax.objective import BASE, IIT, SIIT, Sampling, batch_masks, term_losses
@@ -39,7 +40,7 @@ class Hyperparams(eqx.Module):
         p_circuit, p_unused: probability of a node in a random subset of the circuit's, of the unused nodes.
 
     Raises:
-        ValueError: a number is out of its range (traced values are not checked).
+        UserError: a number is out of its range (traced values are not checked).
     """
 
     lr_start: Scalar = 1e-3
@@ -64,7 +65,7 @@ class Hyperparams(eqx.Module):
             for name in names:
                 value = getattr(self, name)
                 if isinstance(value, int | float) and not accepts(_as_trained(value)):
-                    raise ValueError(f"{name} is {value}; it must be {words}")
+                    raise UserError(f"{name} is {value}; it must be {words}")
 
     def traced(self) -> "Hyperparams":
         """The same numbers as float32 arrays, as the compiled functions take them."""
@@ -91,7 +92,7 @@ class TrainConfig:
         sampling: how nodes are drawn.
 
     Raises:
-        ValueError: a number is not positive, `updates` is unknown, or a batch is larger than the training set.
+        UserError: a number is not positive, `updates` is unknown, or a batch is larger than the training set.
     """
 
     case: Case
@@ -104,15 +105,15 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("epochs", "batch_size", "samples"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         check_choice("updates", self.updates, get_args(Updates))
         if self.batch_size > self.n_train:
-            raise ValueError(
+            raise UserError(
                 f"batch_size is {self.batch_size}, but {self.samples} samples leave {self.n_train} to train on; "
                 "lower batch_size or raise samples"
             )
         if self.samples - self.n_train < 1:
-            raise ValueError(f"{self.samples} samples leave none to validate on; use at least 3")
+            raise UserError(f"{self.samples} samples leave none to validate on; use at least 3")
 
     @property
     def n_train(self) -> int:

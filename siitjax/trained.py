@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from siitjax.case import Case
+from siitjax.errors import UserError, one_line
 from siitjax.evaluate import Metrics
 from siitjax.export import read_weights, save_weights
 from siitjax.transformer import Transformer
@@ -50,18 +51,18 @@ def read_trained(path: Path, case_of: Callable[[dict[str, Any]], Case]) -> Train
 
     Args:
         path: the file, or a folder that holds it as model.safetensors.
-        case_of: finds the case that a description (see `Case.describe`) is of; raises ValueError where there is none.
+        case_of: finds the case that a description (see `Case.describe`) is of; raises UserError where there is none.
 
     Raises:
-        ValueError: there is no such file, it is torn, or it is not of a trained member.
+        UserError: there is no such file, it is torn, or it is not of a trained member.
     """
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.exists():
         what = f"it holds no {MODEL_FILE}" if path.is_dir() else "there is nothing of that name"
-        raise ValueError(f"{path} is not a model: {what}")
+        raise UserError(f"{path} is not a model: {what}")
     model, about = read_weights(file)
     if "member" not in about:
-        raise ValueError(f"{file} does not say what it was trained on; only a sweep's members and shipped models do")
+        raise UserError(f"{file} does not say what it was trained on; only a sweep's members and shipped models do")
     metrics = about.pop("metrics", None)
     return Trained(case_of(about["member"]["case"]), model, None if metrics is None else _metrics(metrics), about)
 
@@ -80,15 +81,15 @@ def read_converged(folder: Path, case_of: Callable[[dict[str, Any]], Case]) -> d
         case_of: as `read_trained` takes it.
 
     Raises:
-        ValueError: it is no such folder, or a member cannot be read.
+        UserError: it is no such folder, or a member cannot be read.
     """
     try:
         if not (rows := read_rows(folder)):
             raise ValueError("it holds no rows")
         converged = [(row["setting"], row["seed"], row["member"]) for row in rows if row["stop"] == "converged"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        why = " ".join(str(error).split())
-        raise ValueError(
+        why = one_line(error)
+        raise UserError(
             f"{folder} is not a sweep's results folder ({why}); give one, such as python -m sweeps.capacity leaves"
         ) from None
     path = lambda member: folder / "members" / f"{member:04d}.safetensors"

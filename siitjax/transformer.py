@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from siitjax.attention import plain_attention
 from siitjax.choice import check_choice
+from siitjax.errors import UserError
 from siitjax.nodes import NodeList
 
 LN_EPS = 1e-5
@@ -41,7 +42,7 @@ class TransformerConfig:
         init_gain: gain of the Xavier normal initialisation.
 
     Raises:
-        ValueError: a size is not positive, d_head does not divide d_model, or act_fn is unknown.
+        UserError: a size is not positive, d_head does not divide d_model, or act_fn is unknown.
     """
 
     n_layers: int
@@ -60,9 +61,9 @@ class TransformerConfig:
         for name in ("n_layers", "d_model", "d_head", "n_ctx", "d_vocab", "d_vocab_out", "d_mlp", "init_gain"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; it must be greater than 0")
+                raise UserError(f"{name} is {value}; it must be greater than 0")
         if self.d_model % self.d_head:
-            raise ValueError(f"d_head {self.d_head} does not divide d_model {self.d_model}; choose one that does")
+            raise UserError(f"d_head {self.d_head} does not divide d_model {self.d_model}; choose one that does")
         check_choice("act_fn", self.act_fn, tuple(ACTIVATION_FUNCTIONS))
 
     @property

@@ -4,7 +4,7 @@
 
 It is started by `siitjax.pool`, with the same question as its parent and so the same members, and speaks with it in
 lines of JSON: on its standard output it says what happens and asks for members, on its standard input it is answered.
-When its parent is gone it goes too.
+When its parent is gone it goes too. A bug ends it by its traceback, on its standard error, which the pool keeps.
 """
 
 import importlib
@@ -41,6 +41,7 @@ def work(question: Any, start: str, said: IO[str], heard: IO[str]) -> int:
     """Trains until the pool has no more; gives the exit code."""
     # Imported here, since the signals must be ignored before anything takes long.
     from siitjax.checkpoint import Checkpoints, Occupant, Spot, load
+    from siitjax.errors import UserError, one_line
     from siitjax.policy import Compiler, Policy, use_compilation_cache
     from siitjax.results import Results
     from siitjax.sweep import Engine, Watcher
@@ -110,8 +111,8 @@ def work(question: Any, start: str, said: IO[str], heard: IO[str]) -> int:
             engine.run(Asking())
             engine.checkpoints.wait()
         say(says="done", occupancy=asdict(engine.occupancy))
-    except (ValueError, OSError, MemoryError) as error:
-        say(says="failed", words=" ".join(str(error).split()))
+    except (UserError, OSError, MemoryError) as error:
+        say(says="failed", words=one_line(error))
         return BAD_INPUT
     return 0
 

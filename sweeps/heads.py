@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from siitjax.command import flag, main
 from siitjax.compare import by_seed, lag
+from siitjax.errors import UserError
 from siitjax.objective import DrawnPer
 from siitjax.question import Question
 from siitjax.report import Verdict
@@ -37,7 +38,7 @@ class Heads(Question):
 
     def members(self) -> Sequence[Member]:
         if "+" not in self.case:
-            raise ValueError(f"--case is {self.case}, but one task shares its heads with none; give two, such as 0+1")
+            raise UserError(f"--case is {self.case}, but one task shares its heads with none; give two, such as 0+1")
         return [
             Member(_setting(share, d_head), seed, self.train_config(case), Hyperparams(p_unused=0.8))
             for d_head in self.d_head

@@ -20,6 +20,7 @@ import cases
 from siitjax.case import Case
 from siitjax.choice import check_choice
 from siitjax.command import Command, flag, main
+from siitjax.errors import UserError
 from siitjax.export import state_dict
 from siitjax.folder import new_folder
 from siitjax.neuron_report import models_table, picture, widths_picture
@@ -125,9 +126,9 @@ class Polysemanticity(Command):
         except (OSError, ValueError, KeyError, TypeError):
             question, kept, said = None, {}, ""
         if question != self.title:
-            raise ValueError(f"{path} exists, and is no folder of this question; choose another --out")
+            raise UserError(f"{path} exists, and is no folder of this question; choose another --out")
         if differ := [name for name in config if kept.get(name) != config[name]]:
-            raise ValueError(f"{path} holds another run, with other {' and '.join(differ)}; choose another --out")
+            raise UserError(f"{path} holds another run, with other {' and '.join(differ)}; choose another --out")
         return said
 
     def _measured(self, name: str, trained: Trained) -> tuple[Answers, Model]:

@@ -17,6 +17,7 @@ import cases
 from siitjax.choice import check_choice
 from siitjax.command import Command, flag, main
 from siitjax.cores import cores
+from siitjax.errors import UserError
 from siitjax.files import replaced
 from siitjax.policy import use_compilation_cache
 from siitjax.report import Verdict
@@ -91,11 +92,11 @@ class SAEs(Command):
             check_choice("kind", kind, tuple(KINDS))
         for k in self.topk:
             if k != int(k) or k > self.latents:
-                raise ValueError(f"--topk holds {k:g}; each must be a whole number, and no more than --latents")
+                raise UserError(f"--topk holds {k:g}; each must be a whole number, and no more than --latents")
         if self.batch_size > self.tokens:
-            raise ValueError(f"--batch_size is {self.batch_size}, but there are {self.tokens} --tokens; lower it")
+            raise UserError(f"--batch_size is {self.batch_size}, but there are {self.tokens} --tokens; lower it")
         if self.pairs > self.held_out:
-            raise ValueError(f"--pairs is {self.pairs}, but only {self.held_out} samples are --held_out; lower it")
+            raise UserError(f"--pairs is {self.pairs}, but only {self.held_out} samples are --held_out; lower it")
         timed = _saelens() if self.peer else None
         results = SAEResults(Path(self.out), self.config())
         screen = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
@@ -141,7 +142,7 @@ class SAEs(Command):
             trained = cases.load(name)
             sites = find_sites(trained.case, self.sites)
             if empty := [str(site) for site in sites if not held(trained.case, site)]:
-                raise ValueError(f"{name} holds no variable at {empty[0]}; choose other --sites")
+                raise UserError(f"{name} holds no variable at {empty[0]}; choose other --sites")
             subject = Subject(
                 name, True, trained.case, trained.model, sites, self.tokens, self.held_out, self.pairs, self.seed
             )
@@ -168,7 +169,7 @@ def _saelens() -> Any:
     try:
         from siitjax.sae import peer
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"--peer=saelens needs {error.name}, which is not installed; pip install 'siitjax[sae]' brings it"
         ) from None
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from siitjax.against import AgainstFirst
 from siitjax.command import flag, main
+from siitjax.errors import UserError
 from siitjax.report import Verdict
 from siitjax.results import Row
 from siitjax.train import Hyperparams, TrainConfig
@@ -37,7 +38,7 @@ class Schedules(AgainstFirst):
             f"linear {self.high:g} to {self.lowest:g}": (self.high, self.lowest),
         }
         if len(rates) < 4:
-            raise ValueError(
+            raise UserError(
                 f"--high is {self.high:g}, --low {self.low:g} and --lowest {self.lowest:g}; they must all differ"
             )
         return {name: (config, Hyperparams(lr_start=start, lr_end=end)) for name, (start, end) in rates.items()}

@@ -13,6 +13,7 @@ import cases
 from cases import MODELS
 from siitjax.circuit import Counterfactual
 from siitjax.command import flag, main
+from siitjax.errors import UserError
 from siitjax.evaluate import Metrics, evaluate
 from siitjax.export import load_weights
 from siitjax.objective import DrawnPer
@@ -61,7 +62,7 @@ class Models(Question):
             return QUICK if self.quick else MODELS
         names = [name.strip() for name in self.case.split(",")]
         if len(set(names)) < len(names):
-            raise ValueError(f"--case is {self.case}; list each model once, with commas between")
+            raise UserError(f"--case is {self.case}; list each model once, with commas between")
         return tuple(names)
 
     def members(self) -> Sequence[Member]:

@@ -20,6 +20,7 @@ from siitjax import hosts
 from siitjax.choice import check_choice
 from siitjax.command import Command, flag, main
 from siitjax.cores import cores
+from siitjax.errors import UserError
 from siitjax.files import write_atomically
 from siitjax.flops import step_flops
 from siitjax.policy import choose_policy
@@ -103,9 +104,9 @@ class Throughput(Command):
         check_choice("peer", self.peer, ("", "torch"))
         folder = Path(self.out) if self.out else None
         if self.profile and folder is None:
-            raise ValueError("--profile writes its trace into --out; give an --out")
+            raise UserError("--profile writes its trace into --out; give an --out")
         if folder is not None and (folder / "throughput.json").exists():
-            raise ValueError(f"{folder / 'throughput.json'} exists; choose another --out")
+            raise UserError(f"{folder / 'throughput.json'} exists; choose another --out")
         peer = _torch(config) if self.peer else None
         timings, costs, about = [], [], {}
         for lanes in self.lanes:
@@ -133,7 +134,7 @@ class Throughput(Command):
         places = min(lanes or policy.workers, policy.workers) or policy.devices
         lanes = lanes or places
         if lanes % places:
-            raise ValueError(f"--lanes is {lanes}; it must be a multiple of the {places} cores or devices")
+            raise UserError(f"--lanes is {lanes}; it must be a multiple of the {places} cores or devices")
         setup = lambda forms, lanes, devices: Setup(
             self.case, self.batch_size, self.updates, forms, lanes, devices, policy.batching
         )
@@ -186,7 +187,7 @@ def _torch(config: TrainConfig) -> Any:
     try:
         from siitjax.peer import Peer, best_threads
     except ImportError as error:
-        raise ValueError(f"--peer=torch needs {error.name}; install the extra: pip install 'siitjax[torch]'") from None
+        raise UserError(f"--peer=torch needs {error.name}; install the extra: pip install 'siitjax[torch]'") from None
     return Peer(config, best_threads(config, os.cpu_count() or 1))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from siitjax.against import AgainstFirst
 from siitjax.command import flag, main
 from siitjax.compare import by_seed, speed, speed_words
+from siitjax.errors import UserError
 from siitjax.report import Verdict
 from siitjax.results import Row
 from siitjax.train import Hyperparams, TrainConfig
@@ -55,7 +56,7 @@ def _hyper(words: str) -> Hyperparams:
     try:
         base, iit, siit = map(float, words.split("/"))
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f'--weights holds "{words}"; it must be three numbers with / between, such as 0.4/1/0.4'
         ) from None
     return Hyperparams(w_base=base, w_iit=iit, w_siit=siit)

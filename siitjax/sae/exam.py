@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from siitjax.case import Case
 from siitjax.circuit import Variable
+from siitjax.errors import UserError
 from siitjax.sae.known import LEAST, Known, held, known_values, swappable, task_named, task_of
 from siitjax.sae.site import Site
 from siitjax.transformer import Activations, Transformer
@@ -87,7 +88,7 @@ def prepare_exam(
         pairs: how many of these samples are interchanged, each with another one.
 
     Raises:
-        ValueError: the site holds no variable of which a value is seen often enough.
+        UserError: the site holds no variable of which a value is seen often enough.
     """
     known = known_values(case, held(case, site), samples)
     own = np.asarray(case.token_mask(jnp.asarray(samples)))
@@ -95,7 +96,7 @@ def prepare_exam(
     halves = known.at(slice(cut)), known.at(slice(cut, None))
     often = known.frequent(LEAST, *halves)
     if not often.any():
-        raise ValueError(f"{site} of {case.name} holds no value that {LEAST} tokens have; choose another site")
+        raise UserError(f"{site} of {case.name} holds no value that {LEAST} tokens have; choose another site")
     first, second = (half.only(often) for half in halves)
     x = activations_at(model, site, jnp.asarray(samples))[jnp.asarray(own)]
     half = lambda x, known: Half(x, *(jnp.asarray(y, jnp.float32) for y in (known.holds, known.counted)))

@@ -10,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from siitjax.errors import UserError
 from siitjax.files import write_atomically
 from siitjax.sae.kinds import KINDS, SAE
 from siitjax.sae.site import Site
@@ -62,26 +63,26 @@ def load_sae(folder: Path) -> SAE:
     """The SAE that `save_sae`, or SAELens, wrote for activations that are not normalised.
 
     Raises:
-        ValueError: the folder holds none, it is torn, or of a kind that ours are not.
+        UserError: the folder holds none, it is torn, or of a kind that ours are not.
     """
     try:
         config = json.loads((folder / CONFIG).read_text())
         weights = dict(load((folder / WEIGHTS).read_bytes()))
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder} holds no whole SAE: {error}; it needs {CONFIG} and {WEIGHTS}") from None
+        raise UserError(f"{folder} holds no whole SAE: {error}; it needs {CONFIG} and {WEIGHTS}") from None
     kind = config.get("architecture")
     usual = {"apply_b_dec_to_input": True, "normalize_activations": "none", "rescale_acts_by_decoder_norm": False}
     other = [f"{name} {config[name]}" for name, ours in usual.items() if config.get(name, ours) != ours]
     if kind not in KINDS or other:
         what = ", ".join([f'architecture "{kind}"', *other])
-        raise ValueError(f"{folder} is of {what}; ours are {', '.join(KINDS)} of activations that are not normalised")
+        raise UserError(f"{folder} is of {what}; ours are {', '.join(KINDS)} of activations that are not normalised")
     cls = KINDS[kind]
     if "threshold" in weights:
         # SAELens has thresholds of exactly 0, whose logarithm would be none.
         weights["log_threshold"] = np.log(np.maximum(weights.pop("threshold"), np.finfo(np.float32).tiny))
     wanted = {f.name for f in fields(cls)} - {"sparsity"}
     if set(weights) != wanted:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds the weights {', '.join(sorted(weights))}; {kind} has {', '.join(sorted(wanted))}"
         )
     stored = config.get("metadata", {}).get("siitjax", {}).get("sparsity", 0.0)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from siitjax.errors import UserError
 from siitjax.files import Holder, hold, write_atomically
 
 FORMAT = "siitjax saes 1"
@@ -37,7 +38,7 @@ class SAEResults:
         """Whether the study is finished. Writes nothing.
 
         Raises:
-            ValueError: the folder is foreign, holds another study, or this one unfinished while `resume` is false.
+            UserError: the folder is foreign, holds another study, or this one unfinished while `resume` is false.
         """
         with self._usable():
             names = sorted(path.name for path in self.folder.iterdir()) if self.folder.exists() else []
@@ -49,15 +50,15 @@ class SAEResults:
         except (OSError, ValueError, KeyError, TypeError):
             known, found = False, {}
         if not known:
-            raise ValueError(f'{self.folder} holds "{names[0]}" and no study of SAEs; choose another --out')
+            raise UserError(f'{self.folder} holds "{names[0]}" and no study of SAEs; choose another --out')
         if differ := [name for name in self.config if found.get(name) != self.config[name]]:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} holds another study, with other {' and '.join(differ)}; choose another --out"
             )
         if (self.folder / "summary.json").exists():
             return True
         if not resume:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} holds this study unfinished; add --resume to go on, or choose another --out"
             )
         return False
@@ -67,13 +68,13 @@ class SAEResults:
         """Begins the study, or goes on with it, and holds the folder meanwhile.
 
         Raises:
-            ValueError: another process holds it, or it cannot be written.
+            UserError: another process holds it, or it cannot be written.
         """
         with self._usable():
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = hold(self.folder / LOCK)
             if isinstance(lock, Holder):
-                raise ValueError(f"{self.folder} is in use by process {lock.pid}; wait for it, or choose another --out")
+                raise UserError(f"{self.folder} is in use by process {lock.pid}; wait for it, or choose another --out")
             try:
                 if not (self.folder / "config.json").exists():
                     write_atomically(self.folder / "config.json", json.dumps(self._whole, indent=1) + "\n")
@@ -114,6 +115,4 @@ class SAEResults:
         try:
             yield
         except OSError as error:
-            raise ValueError(
-                f"{self.folder} cannot be used ({error.strerror or error}); choose another --out"
-            ) from None
+            raise UserError(f"{self.folder} cannot be used ({error.strerror or error}); choose another --out") from None

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from siitjax.case import Case
 from siitjax.choice import check_choice
+from siitjax.errors import UserError
 from siitjax.nodes import Node, head, mlp
 from siitjax.transformer import Activations, LayerNorm, Swap, Transformer, TransformerConfig
 
@@ -97,7 +98,7 @@ def _normalised(ln: LayerNorm | None, x: Float[Array, "seq d_model"]) -> Float[A
 def all_sites(config: TransformerConfig) -> tuple[Site, ...]:
     """Every such site of a transformer, from the tokens to the logits."""
     if config.attn_only:
-        raise ValueError("the transformer has no MLPs; dictionaries are trained on those that have")
+        raise UserError("the transformer has no MLPs; dictionaries are trained on those that have")
     return tuple(
         site
         for layer in range(config.n_layers)
@@ -116,7 +117,7 @@ def find_sites(case: Case, names: Sequence[str]) -> tuple[Site, ...]:
             then it stands for all those that hold a variable.
 
     Raises:
-        ValueError: the transformer has no such site; the message names those it has.
+        UserError: the transformer has no such site; the message names those it has.
     """
     every = all_sites(case.config)
     for name in names:
@@ -124,9 +125,7 @@ def find_sites(case: Case, names: Sequence[str]) -> tuple[Site, ...]:
             if "." not in name:
                 check_choice("site", name, HOOKS)
             listed = ", ".join(str(site) for site in every)
-            raise ValueError(
-                f'{case.name} has no site "{name}"; its sites are {listed}, or in short {", ".join(HOOKS)}'
-            )
+            raise UserError(f'{case.name} has no site "{name}"; its sites are {listed}, or in short {", ".join(HOOKS)}')
     used = {v.node for v in case.variables}
     holds = lambda site: site.node is None or site.node in used
     return tuple(site for site in every if str(site) in names or (site.hook in names and holds(site)))

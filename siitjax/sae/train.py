@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from siitjax.choice import check_choice
+from siitjax.errors import UserError
 from siitjax.lanes import Batching
 from siitjax.sae.kinds import KINDS, SAE, init_sae, select_latents
 from siitjax.sae.spread import compile_spread
@@ -43,7 +44,7 @@ class SAEConfig:
         lr: Adam's learning rate, until it falls.
 
     Raises:
-        ValueError: the kind is unknown, or a number is not positive.
+        UserError: the kind is unknown, or a number is not positive.
     """
 
     kind: str
@@ -57,7 +58,7 @@ class SAEConfig:
         check_choice("kind", self.kind, tuple(KINDS))
         for name in ("d_in", "n_latents", "steps", "batch_size", "lr"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be greater than 0")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be greater than 0")
 
 
 class Activity(eqx.Module):
@@ -91,11 +92,11 @@ def prepare(tokens: Float[np.ndarray, "token d_in"]) -> Activity:
     """Scales activations, and finds their geometric median (Bricken et al. 2023) by Weiszfeld's iteration.
 
     Raises:
-        ValueError: they do not vary, so there is nothing to rebuild.
+        UserError: they do not vary, so there is nothing to rebuild.
     """
     variance = float(np.square(tokens - tokens.mean(0)).sum(1).mean())
     if not variance > 0:
-        raise ValueError("the activations are the same for every token; choose another site")
+        raise UserError("the activations are the same for every token; choose another site")
     scaled = tokens / np.sqrt(variance)
     centre = scaled.mean(0)
     for _ in range(MEDIAN_STEPS):
@@ -119,10 +120,10 @@ def train(
         batching, devices: see `siitjax.sae.spread`.
 
     Raises:
-        ValueError: a batch holds more tokens than there are.
+        UserError: a batch holds more tokens than there are.
     """
     if config.batch_size > activity.tokens.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"batch_size is {config.batch_size}, but there are {activity.tokens.shape[1]} tokens; lower batch_size"
         )
     run = compile_spread(partial(_train, config), activity, lanes, batching=batching, devices=devices)

@@ -1,0 +1,78 @@
+"""What a command says of what went wrong: one line of what the user can mend, a traceback of a bug."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+from absl import flags
+
+from siitjax.command import Command, flag, main
+from siitjax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Fails(Command):
+    """Raises what the test puts here."""
+
+    error = Exception()
+    often: int = flag(1, "unused")
+
+    def run(self) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (UserError("n is 0; it must\n be at least 1"), "n is 0; it must be at least 1"),
+        (MemoryError("no lane fits"), "no lane fits"),
+        (flags.Error("no such flag"), "no such flag"),
+        (PermissionError(13, "Permission denied", "/a/b"), "/a/b cannot be used (Permission denied)"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(monkeypatch, capsys, error, words):
+    monkeypatch.setattr(Fails, "error", error)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(Fails, ["fails"])
+    assert capsys.readouterr() == ("", f"fails: {words}\n")
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("axes don't match array"), KeyError("x"), RuntimeError("x"), OSError(5, "x"), AssertionError()]
+)
+def test_a_bug_keeps_its_traceback(monkeypatch, error):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(Fails, "error", error)
+    with pytest.raises(type(error)) as raised:
+        main(Fails, ["fails"])
+    assert raised.value is error
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (BrokenPipeError(32, "Broken pipe"), 141)])
+def test_what_ends_a_command_from_outside_has_the_code_that_a_shell_expects(monkeypatch, capsys, error, code):
+    monkeypatch.setattr(Fails, "error", error)
+    with pytest.raises(SystemExit, match=f"^{code}$"):
+        main(Fails, ["fails"])
+    assert capsys.readouterr() == ("", "fails: interrupted\n" if code == 130 else "")
+
+
+def test_a_reader_that_leaves_ends_it_in_silence():
+    command = [sys.executable, "-m", "sweeps.betas", "--config_only"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert running.stdout.readline() == b"{\n"
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 141
+
+
+def test_a_backend_that_is_not_there_is_one_line():
+    command = [sys.executable, "-m", "siitjax.evaluate", "1", "--pairs=100"]
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "fantasy"})
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith('evaluate: JAX_PLATFORMS is "fantasy", and JAX finds no such device here (Unable to')
+    assert ended.stderr.endswith("; unset it, or set it to cpu\n")

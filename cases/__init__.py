@@ -1,5 +1,6 @@
 """The cases: one file a task, and the one table of them."""
 
+import os
 from dataclasses import replace
 from functools import partial
 from itertools import combinations, product
@@ -96,21 +97,33 @@ def load(name: str | Path) -> Trained:
     """A trained transformer, with its case and metrics.
 
     Args:
-        name: of a shipped model, by numbers or names in any order ("0+1", "left_greater+duplicate_remover"); or the
-            path of a member's file ("results/table-all/members/0003.safetensors"), or of a folder with a
-            model.safetensors.
+        name: what `locate` takes.
 
     Raises:
         UserError: it is no such thing.
     """
-    if code := number(str(name)):
+    return read_trained(locate(name), described)
+
+
+def locate(name: str | Path) -> Path:
+    """Where a trained transformer is.
+
+    Args:
+        name: of a shipped model, by numbers or names in any order ("0+1", "left_greater+duplicate_remover"), also where
+            a file or folder is called so; or else the path of a member's file
+            ("results/table-all/members/0003.safetensors"), or of a folder with a model.safetensors. A `Path`, and a
+            text with a slash ("./left_greater"), is always a path.
+
+    Raises:
+        UserError: it is no such name, and nothing is there.
+    """
+    if isinstance(name, str) and (code := number(name)):
         check_choice("the model", code, MODELS)
-        return read_trained(SHIPPED / f"{code}.safetensors", described)
+        return SHIPPED / f"{code}.safetensors"
     path = Path(name)
-    if path.exists() or path.suffix or path.parent.name:
-        return read_trained(path, described)
-    check_choice("the model", str(name), (*MODELS, *(case.name for case in CASES)))
-    raise AssertionError("an unknown name was accepted")
+    if isinstance(name, str) and not (path.exists() or path.suffix or os.sep in name):
+        check_choice("the model", name, (*MODELS, *(case.name for case in CASES)))
+    return path
 
 
 def described(description: dict[str, Any]) -> Case:
@@ -128,7 +141,10 @@ def described(description: dict[str, Any]) -> Case:
         n_ctx = description["n_ctx"]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the model's case cannot be made again: {error}") from None
-    together = partial(combine, parts, width_factor=width, d_head=d_head, **layout)
+
+    def together(**choices: bool) -> Case:
+        return combine(parts, width_factor=width, d_head=d_head, **layout, **choices).with_context(n_ctx)
+
     makers = [partial(together, share_heads=a, selection=b) for a, b in product((False, True), (True, False))]
     if len(parts) == 1:  # which may also be combined with no other, as the least that sweeps.capacity trains
         makers.insert(0, partial(replace, parts[0], n_ctx=n_ctx, **layout))

@@ -65,6 +65,7 @@ def worst_subset(
     tokens wrong is added until none makes more wrong; a worse subset may exist. The share is the least that was seen
     on these pairs, so on others the same subset will do a little better.
     """
+    case.check_fits(model.config, base, source)
     circuit = case.circuit
     unused = np.flatnonzero(circuit.unused_mask)
     none = np.zeros(len(circuit.nodes), bool)
@@ -107,6 +108,7 @@ def mean_ablation(model: Transformer, case: Case, samples: Int[Array, "sample se
 def _ablated(
     model: Transformer, case: Case, samples: Int[Array, "sample seq"], value: Callable[[Array], Array]
 ) -> Float[Array, ""]:
+    case.check_fits(model.config, samples)
     # The plain form's activations have the samples as first axis, as `value` expects; one mask needs no fast form.
     _, activations = PLAIN.run(model, samples)
     held = eqx.tree_at(lambda a: a.embed, jax.tree.map(value, activations), None)

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from siitjax.circuit import Circuit, Counterfactual, Variable
-from siitjax.data import Stratum, draw_split
+from siitjax.data import Stratum, draw_split, every_string
 from siitjax.errors import UserError
+from siitjax.fit import check_tokens
 from siitjax.loss import CrossEntropy, Loss
 from siitjax.transformer import TransformerConfig
 
@@ -22,13 +23,15 @@ BOS, PAD = 0, 1
 
 @runtime_checkable
 class Mixture(Protocol):
-    """Draws whole samples, as `Case.draw` and `Case.every` do."""
+    """Draws whole samples, as `Case.draw` and `Case.every` do, of so many tokens as `with_context` says."""
 
     def __call__(
         self, n_train: int, n_validation: int, rng: np.random.Generator
     ) -> tuple[Int[np.ndarray, "train seq"], Int[np.ndarray, "validation seq"]]: ...
 
     def every(self, limit: int) -> Int[np.ndarray, "sample seq"] | None: ...
+
+    def with_context(self, n_ctx: int) -> "Mixture": ...
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,27 @@ class Case:
         }
 
     def with_context(self, n_ctx: int) -> "Case":
-        """The same case on samples of `n_ctx` tokens."""
-        return replace(self, n_ctx=n_ctx)
+        """The same case on samples of `n_ctx` tokens; where it is of several tasks, all of them are drawn so long."""
+        return replace(self, n_ctx=n_ctx, drawn=self.drawn and self.drawn.with_context(n_ctx))
+
+    def check_fits(self, config: TransformerConfig, *samples: Int[Array | np.ndarray, "_ seq"]) -> None:
+        """Whether a transformer can be asked for this case's labels, on these samples.
+
+        Raises:
+            UserError: it has other nodes, tokens or outputs, or too short a context, or the samples are not of it.
+        """
+        same = ("n_layers", "n_heads", "attn_only", "d_vocab", "d_vocab_out")
+        pairs = [(name, getattr(config, name), getattr(self.config, name)) for name in same]
+        differ = [f"{name} {theirs}, not {ours}" for name, theirs, ours in pairs if theirs != ours]
+        if config.n_ctx < self.n_ctx:
+            differ.append(f"n_ctx {config.n_ctx}, less than {self.n_ctx}")
+        if differ:
+            raise UserError(
+                f"the transformer does not fit the case {self.name}: it has {'; '.join(differ)}; "
+                "give the case that it was trained on"
+            )
+        for each in samples:
+            check_tokens(each, config.d_vocab, config.n_ctx)
 
     def token_mask(self, tokens: Int[Array, "*batch seq"]) -> Bool[Array, "*batch seq"]:
         """A sample's own tokens: those that are counted in losses and metrics. Pads and task tokens are free."""
@@ -125,37 +147,51 @@ class Case:
     def draw(
         self, n_train: int, n_validation: int, rng: np.random.Generator
     ) -> tuple[Int[np.ndarray, "train seq"], Int[np.ndarray, "validation seq"]]:
-        """Samples, BOS first, to train and to validate on; no string is in both."""
+        """Samples, BOS first, to train and to validate on; no string is in both.
+
+        Raises:
+            UserError: a stratum draws what is no string of this vocabulary, or too few strings.
+        """
         if self.drawn is not None:
-            return self.drawn(n_train, n_validation, rng)
-        length = self.n_ctx - 1
-        strata = self.strata(length) if callable(self.strata) else self.strata
-        train, validation = draw_split(strata, length, n_train, n_validation, rng)
+            train, validation = self.drawn(n_train, n_validation, rng)
+            for samples in (train, validation):
+                check_tokens(samples, len(self.vocabulary), self.n_ctx)
+            return train, validation
+        strata, length = self._strata(), self.n_ctx - 1
+        train, validation = draw_split(strata, length, n_train, n_validation, rng, vocab=len(self.vocabulary))
         return _with_bos(train), _with_bos(validation)
+
+    def _strata(self) -> tuple[Stratum, ...]:
+        return self.strata(self.n_ctx - 1) if callable(self.strata) else self.strata
 
     def tokens(self, string: Sequence[str]) -> Int[Array, " seq"]:
         """The sample that `string` spells, BOS put before it, or after its first token where that names the task.
 
         Raises:
-            UserError: something is not in the vocabulary, or the task is not named.
+            UserError: something is not in the vocabulary, the task is not named, or the sample is longer than n_ctx.
         """
         if unknown := [s for s in string if s not in self.vocabulary]:
             raise UserError(f'"{unknown[0]}" is not a token of {self.name}; those are {" ".join(self.vocabulary)}')
         if self.tasks and (not string or string[0] not in self.tasks):
             raise UserError(f"the first token must name the task; one of {' '.join(self.tasks)}")
         n = min(len(self.tasks), 1)
+        if len(string) + 1 > self.n_ctx:
+            raise UserError(
+                f'"{" ".join(string)}" has {len(string)} tokens; {self.name} takes {self.n_ctx - 1} at most, and BOS'
+            )
         named = [self.vocabulary.index(s) for s in string]
         return jnp.array([*named[:n], BOS, *named[n:]], jnp.int32)
 
     def every(self, limit: int) -> Int[np.ndarray, "sample seq"] | None:
-        """Every sample there is, of each task that has no more than `limit`; None where none has so few."""
+        """Every sample that may be drawn, of each task that has no more than `limit`; None where none has so few.
+
+        Raises:
+            UserError: a stratum does not say which strings it draws; see `siitjax.data.Listed`.
+        """
         if self.drawn is not None:
             return self.drawn.every(limit)
-        letters, length = len(self.vocabulary) - 2, self.n_ctx - 1
-        if letters**length > limit:
-            return None
-        strings = np.indices((letters,) * length, np.int32).reshape(length, -1).T + 2
-        return _with_bos(strings)
+        strings = every_string(self._strata(), self.n_ctx - 1, limit)
+        return None if strings is None else _with_bos(strings)
 
 
 def _with_bos(strings: Int[np.ndarray, "n length"]) -> Int[np.ndarray, "n seq"]:

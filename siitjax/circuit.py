@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Int, Shaped
 
 from siitjax.choice import check_choice
 from siitjax.errors import UserError
+from siitjax.fit import check_mask, check_source
 from siitjax.nodes import EMBED, Node, NodeList
 
 TOKENS = "tokens"
@@ -127,8 +128,13 @@ class Circuit:
     def __call__(
         self, tokens: Int[Array, " seq"], swap: tuple[Bool[Array, " node"], Values] | None = None
     ) -> tuple[Shaped[Array, "seq *out"], Values]:
-        """The labels, and the value of every variable, of one input, perhaps under a swap."""
+        """The labels, and the value of every variable, of one input, perhaps under a swap.
 
+        Raises:
+            UserError: the mask is not of these nodes, or the source's values not of this circuit on as many tokens.
+        """
+        if swap is not None:
+            self._check(len(tokens), *swap)
         clean = self(tokens)[1] if swap is not None and self.counterfactual == "frozen" else None
 
         def swapped(node: Node | None, i: int, own: Array) -> Array:
@@ -141,3 +147,11 @@ class Circuit:
         for i, v in enumerate(self.ordered, start=1):
             values[v.name] = swapped(v.node, i, v.compute(*(values[name] for name in v.reads)))
         return values[self.variables[-1].name], tuple(values.values())
+
+    def _check(self, n_tokens: int, mask: Bool[Array | np.ndarray, "..."], source: Values) -> None:
+        """What a swap brings must be of this circuit, and its source as long as the base."""
+        check_mask(mask, range(mask.ndim)[:2], len(self.nodes))
+        names = [TOKENS, *(v.name for v in self.ordered)]
+        if len(source) != len(names):
+            raise UserError(f"the source has {len(source)} values, but the circuit {len(names)}: {', '.join(names)}")
+        check_source(dict(zip(names, source, strict=True)), dict.fromkeys(names, (n_tokens,)))

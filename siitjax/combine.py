@@ -9,7 +9,7 @@ Source: Anders & Garriga-Alonso 2024, the polysemantic benchmarks. There the ans
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 
@@ -224,6 +224,11 @@ class Mixed:
         found = [(i, part.case.every(limit)) for i, part in enumerate(self.parts)]
         samples = [self._samples(i, own) for i, own in found if own is not None]
         return np.concatenate(samples) if samples else None
+
+    def with_context(self, n_ctx: int) -> "Mixed":
+        """The same, the task token before samples of n_ctx - 1 tokens of every task."""
+        longer = [replace(part, case=part.case.with_context(n_ctx - 1)) for part in self.parts]
+        return replace(self, parts=tuple(longer))
 
     def _samples(self, task: int, own: Int[np.ndarray, "n own"]) -> Int[np.ndarray, "n seq"]:
         """Combined samples of one task's own: its token first, pads at the end."""

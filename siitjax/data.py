@@ -8,6 +8,10 @@ meant. Here nothing is ordered by content.)
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from math import comb
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -17,6 +21,18 @@ from siitjax.errors import UserError
 Strings = Int[np.ndarray, "_ position"]
 Stratum = Callable[[np.random.Generator, int, int], Strings]
 """`stratum(rng, n, length)` draws n strings of `length` tokens, each with the same probability."""
+
+
+@runtime_checkable
+class Listed(Protocol):
+    """A stratum that can also list its strings; what is measured on every string asks for it."""
+
+    def __call__(self, rng: np.random.Generator, n: int, length: int) -> Strings: ...
+
+    def every(self, length: int, limit: int) -> Strings | None:
+        """Each string of `length` tokens that it draws, once, in any order; None where there are more than `limit`."""
+        ...
+
 
 TRIES = 400
 """Rounds of draws after which a stratum is taken to have no more strings, or none at all."""
@@ -31,6 +47,12 @@ class Uniform:
     def __call__(self, rng: np.random.Generator, n: int, length: int) -> Strings:
         return rng.choice(np.asarray(self.tokens, np.int32), (n, length))
 
+    def every(self, length: int, limit: int) -> Strings | None:
+        tokens = np.unique(np.asarray(self.tokens, np.int32))
+        if len(tokens) ** length > limit:
+            return None
+        return tokens[np.indices((len(tokens),) * length).reshape(length, -1).T]
+
 
 @dataclass(frozen=True)
 class Arrangements:
@@ -43,6 +65,15 @@ class Arrangements:
     def __call__(self, rng: np.random.Generator, n: int, length: int) -> Strings:
         ordered = np.where(np.arange(length) < self.count, self.first, self.second).astype(np.int32)
         return rng.permuted(np.tile(ordered, (n, 1)), axis=1)
+
+    def every(self, length: int, limit: int) -> Strings | None:
+        count = min(self.count, length)
+        if comb(length, count) > limit:
+            return None
+        strings = np.full((comb(length, count), length), self.second, np.int32)
+        for string, places in zip(strings, combinations(range(length), count), strict=True):
+            string[list(places)] = self.first
+        return strings
 
 
 @dataclass(frozen=True)
@@ -64,14 +95,44 @@ class Those:
             "choose another n_ctx or drop that stratum"
         )
 
+    def every(self, length: int, limit: int) -> Strings | None:
+        strings = every_string((self.stratum,), length, limit)
+        return None if strings is None else strings[self.keep(strings)]
+
 
 def shares(n: int, parts: int) -> list[int]:
     """`n` in `parts` whole numbers that differ by at most one."""
     return [n // parts + (i < n % parts) for i in range(parts)]
 
 
+def every_string(strata: Sequence[Stratum], length: int, limit: int) -> Strings | None:
+    """Each string that one of the strata draws, once, sorted; None where there are more than `limit`.
+
+    Raises:
+        UserError: a stratum does not say which it draws.
+    """
+    found = []
+    for stratum in strata:
+        if not isinstance(stratum, Listed):
+            raise UserError(
+                f"{_name(stratum)} does not say which strings it draws, so they cannot be listed; give it a method "
+                "every(length, limit), or do without"
+            )
+        found.append(stratum.every(length, limit))
+        if found[-1] is None:
+            return None
+    strings = np.unique(np.concatenate(found), axis=0)
+    return strings if len(strings) <= limit else None
+
+
 def draw_split(
-    strata: Sequence[Stratum], length: int, n_train: int, n_validation: int, rng: np.random.Generator
+    strata: Sequence[Stratum],
+    length: int,
+    n_train: int,
+    n_validation: int,
+    rng: np.random.Generator,
+    *,
+    vocab: int | None = None,
 ) -> tuple[Strings, Strings]:
     """Strings to train on and to validate on, an equal share from each stratum, no string in both.
 
@@ -85,21 +146,50 @@ def draw_split(
         n_train: strings to train on, repetitions counted.
         n_validation: strings to validate on, repetitions counted.
         rng: decides everything here.
+        vocab: how many tokens there are; None for any number.
 
     Raises:
-        UserError: no stratum has the two strings that a split needs.
+        UserError: no stratum has the two strings that a split needs, or one draws what is no string of that length and
+            vocabulary.
     """
-    pools = [
-        _distinct(stratum, length, a + b, rng)
-        for stratum, a, b in zip(strata, shares(n_train, len(strata)), shares(n_validation, len(strata)), strict=True)
-    ]
+    each = zip(shares(n_train, len(strata)), shares(n_validation, len(strata)), strict=True)
+    wanted = [a + b for a, b in each]
+    pools = [_distinct(partial(_drawn, s, vocab), length, n, rng) for s, n in zip(strata, wanted, strict=True)]
     held_out = [len(p) - max(1, min(len(p) - 1, round(len(p) * n_train / (n_train + n_validation)))) for p in pools]
     divisible = [p[:k] for p, k in zip(pools, held_out, strict=True) if k > 0]
     if not divisible:
-        raise UserError("the strata hold one string each; a train-validation split needs more")
+        if n_train + n_validation >= 2 * len(strata):
+            raise UserError("the strata hold one string each; a train-validation split needs more")
+        raise UserError(
+            f"{n_train} strings to train on and {n_validation} to validate on are too few for {len(strata)} strata, of "
+            f"which each is to give some of both; draw {2 * len(strata)} or more"
+        )
     train = [_repeat(p[k:], n, rng) for p, k, n in zip(pools, held_out, shares(n_train, len(pools)), strict=True)]
     validation = [_repeat(p, n, rng) for p, n in zip(divisible, shares(n_validation, len(divisible)), strict=True)]
     return rng.permutation(np.concatenate(train)), rng.permutation(np.concatenate(validation))
+
+
+def _drawn(stratum: Stratum, vocab: int | None, rng: np.random.Generator, n: int, length: int) -> Strings:
+    """What the stratum draws, which must be strings of that length, of tokens of the vocabulary.
+
+    Raises:
+        UserError: it is not.
+    """
+    strings = np.asarray(stratum(rng, n, length))
+    if strings.shape[1:] != (length,) or not len(strings) or strings.dtype.kind not in "iu":
+        raise UserError(
+            f"{_name(stratum)} gave an array of {strings.dtype} of shape {strings.shape} for {n} strings of {length} "
+            f"tokens; it must give integers of shape ({n}, {length})"
+        )
+    outside = strings[(strings < 0) | (strings >= (np.inf if vocab is None else vocab))]
+    if outside.size:
+        ids = "0 or more" if vocab is None else f"0 to {vocab - 1}, as the vocabulary has {vocab} tokens"
+        raise UserError(f"{_name(stratum)} drew the token {outside[0]}; tokens are {ids}")
+    return strings.astype(np.int32)
+
+
+def _name(stratum: Stratum) -> str:
+    return f"the stratum {getattr(stratum, '__qualname__', stratum)}"
 
 
 def _distinct(stratum: Stratum, length: int, wanted: int, rng: np.random.Generator) -> Strings:

@@ -94,7 +94,11 @@ def evaluate(
 
     Args:
         embedding: count the embedding among the circuit's nodes, as the original did.
+
+    Raises:
+        UserError: the transformer or the samples do not fit the case; see `Case.check_fits`.
     """
+    case.check_fits(model.config, samples)
     order_key, subset_key = jax.random.split(key)
     sources = samples[jax.random.permutation(order_key, len(samples))]
     counts = count(model, case, samples, sources, key=subset_key, embedding=embedding, form=form)
@@ -115,7 +119,11 @@ def count(
 
     Args:
         key: draws the random subset of each sample.
+
+    Raises:
+        UserError: the transformer or the samples do not fit the case; see `Case.check_fits`.
     """
+    case.check_fits(model.config, base, source)
     circuit = case.circuit
     measured, _ = _measured(case, embedding)
     begins = lambda node: circuit.nodes.nodes[node].depth

@@ -42,9 +42,10 @@ class Export(Command):
 
 
 def _write(model: str, out: Path) -> None:
-    if Path(model).exists():
-        read_model(Path(model))  # the strictest reader says all that is wrong with a file
-    write_folder(out, cases.load(model), _measured(Path(model)))
+    path = cases.locate(model)
+    if path.exists():
+        read_model(path)  # the strictest reader says all that is wrong with a file
+    write_folder(out, cases.load(model), _measured(path))
 
 
 def _measured(file: Path) -> dict[str, Any] | None:

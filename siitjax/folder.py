@@ -27,7 +27,7 @@ from siitjax.case import PAD
 from siitjax.errors import UserError, one_line
 from siitjax.export import METADATA, save_weights, state_dict, with_weights
 from siitjax.lens import lens_config
-from siitjax.trained import MODEL_FILE, Trained, metrics_as_json
+from siitjax.trained import MODEL_FILE, Trained, members_instead, metrics_as_json
 from siitjax.transformer import Transformer, TransformerConfig, init_transformer
 from siitjax.truth import ground_truth
 
@@ -95,8 +95,9 @@ def read_model(path: Path) -> Transformer:
     """
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
+        what = f"there is no {file.name if path.is_dir() else 'such file or folder'}"
         raise UserError(
-            f"{path} is not a model: there is no {file.name if path.is_dir() else 'such file or folder'}; "
+            f"{path} is not a model: {members_instead(path) or what}; "
             "python -m siitjax.export MODEL OUT makes a model's folder"
         )
     weights, metadata = read_tensors(file)

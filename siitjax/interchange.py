@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from siitjax.circuit import Circuit
+from siitjax.errors import UserError
+from siitjax.fit import check_pair, check_tokens
 from siitjax.forms import Form, Run, fastest
 from siitjax.nodes import EMBED, Masks
 from siitjax.transformer import Transformer
@@ -37,7 +39,11 @@ def interchange(
     Args:
         embedding: let masks swap the embedding too. Otherwise their first entry, the embedding's, has no effect.
         form: how the transformer is computed; None for the fastest.
+
+    Raises:
+        UserError: the transformer has other nodes than the circuit, or the tokens do not fit; see `siitjax.fit`.
     """
+    check_fits(model, circuit, base, source)
     run = (form or fastest()).run
     activations = _source(run, model, source, embedding)
     logits, _ = run(model, base, (masks, activations))
@@ -61,6 +67,7 @@ def interchange_by_depth(
     Args:
         groups: masks, each group with the depth of the first node that any of them swaps, see `Node.depth`.
     """
+    check_fits(model, circuit, base, source)
     run = (form or fastest()).run
     activations = _source(run, model, source, embedding)
     logits, own = run(model, base)
@@ -70,6 +77,20 @@ def interchange_by_depth(
         logits, _ = run(model, base, (masks, activations), resume=resume)
         answers.append((logits, _labels(circuit, base, source, masks, embedding)))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *answers)
+
+
+def check_fits(
+    model: Transformer, circuit: Circuit, base: Int[Array, "batch seq"], source: Int[Array, "batch seq"]
+) -> None:
+    """Raises UserError where these do not belong together; see `siitjax.fit`."""
+    if model.config.nodes != circuit.nodes:
+        raise UserError(
+            f"the circuit is on the nodes {', '.join(map(str, circuit.nodes))}, but the transformer has "
+            f"{', '.join(map(str, model.config.nodes))}; give the circuit that it was trained on"
+        )
+    check_pair(base, source)
+    for tokens in (base, source):
+        check_tokens(tokens, model.config.d_vocab, model.config.n_ctx)
 
 
 def _source(run: Run, model: Transformer, source: Int[Array, "batch seq"], embedding: bool) -> Any:

@@ -26,6 +26,8 @@ BATCH = 5_000
 """Pairs measured by one call."""
 EVERY = 2**17
 """A task of no more strings than this is measured on each of them."""
+FEW = 100
+"""Strings of a task that are drawn at least, though fewer be taken."""
 MILLION = 1_000_000
 MARGIN, CONFIDENCE = 0.0005, 0.9999
 """A stored figure fails when the whole interval of this confidence lies more than the margin below it."""
@@ -44,7 +46,7 @@ class Evaluate(Command):
     model: str = argument("a shipped model (0+1 or left_greater), a .safetensors file, or a folder that holds one")
     nodes: bool = flag(False, "a line for each node")
     exhaustive: bool = flag(False, "every string of the tasks that have few enough, and a million random pairs")
-    pairs: int = flag(20_000, "random pairs of a base and a source", least=1)
+    pairs: int = flag(20_000, "random pairs of a base and a source", least=2)
     seed: int = flag(1_000_000, "decides the strings and their pairs; training's are those of small numbers", least=0)
 
     def run(self) -> int:
@@ -96,9 +98,11 @@ def _random(case: Case, pairs: int, rng: np.random.Generator) -> Iterator[Batch]
 
 
 def _strings(case: Case, n: int, rng: np.random.Generator) -> Int[np.ndarray, "n seq"]:
-    # One string more than is wanted, since a case divides what it draws in two.
-    whole, one = case.draw(n, max(len(case.tasks), 1), rng)
-    return whole if len(whole) == n else one
+    # One string more than is wanted, since a case divides what it draws in two; and not few, as each of its strata
+    # gives some.
+    tasks = max(len(case.tasks), 1)
+    whole, _ = case.draw(max(n, FEW * tasks), tasks, rng)
+    return whole[:n]
 
 
 def total(trained: Trained, batches: list[Batch], seed: int, screen: Console | None = None) -> Counts:

@@ -89,7 +89,11 @@ def measure_neurons(
         rng: the random orders that information is compared with, and the backgrounds.
         ablated: on how many of each task's samples neurons are held at their mean.
         backgrounds: in how many each neuron is held, see `draw_backgrounds`.
+
+    Raises:
+        UserError: the transformer or the samples do not fit the case; see `Case.check_fits`.
     """
+    case.check_fits(model.config, *samples)
     tasks = tuple(task.removesuffix(":") for task in case.tasks) or (case.name,)
     ordered = [v.name for v in case.circuit.ordered]
     placed = tuple(v.name for v in case.circuit.ordered if v.node is not None)
@@ -165,6 +169,7 @@ def ablation_effects(
         backgrounds: which neurons of the same MLP are held beside the one that is measured; its own entry is not read.
             Two at least of each layer.
     """
+    case.check_fits(model.config, samples)
     n_layers, width = model.config.n_layers, model.config.mlp_width
     own_run = jax.vmap(model)(samples)[1]
     labels, _ = jax.vmap(case.circuit)(samples)

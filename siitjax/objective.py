@@ -117,7 +117,11 @@ def term_losses(
     """The loss under each mask: the mean over a sample's own tokens, then over the batch.
 
     The loss's unit is its kind's: nats for cross-entropy.
+
+    Raises:
+        UserError: the transformer or the samples do not fit the case; see `Case.check_fits`.
     """
+    case.check_fits(model.config, base, source)
     outputs, labels = interchange(model, case.circuit, base, source, masks, embedding=embedding, form=form)
     return _mean_over_own(case.loss.per_token(outputs, labels), case.token_mask(base)).mean(0)
 

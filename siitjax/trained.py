@@ -54,17 +54,38 @@ def read_trained(path: Path, case_of: Callable[[dict[str, Any]], Case]) -> Train
         case_of: finds the case that a description (see `Case.describe`) is of; raises UserError where there is none.
 
     Raises:
-        UserError: there is no such file, it is torn, or it is not of a trained member.
+        UserError: there is no such file, it is torn, it is not of a trained member, or it is of another case.
     """
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.exists():
         what = f"it holds no {MODEL_FILE}" if path.is_dir() else "there is nothing of that name"
-        raise UserError(f"{path} is not a model: {what}")
+        raise UserError(f"{path} is not a model: {members_instead(path) or what}")
     model, about = read_weights(file)
     if "member" not in about:
         raise UserError(f"{file} does not say what it was trained on; only a sweep's members and shipped models do")
     metrics = about.pop("metrics", None)
-    return Trained(case_of(about["member"]["case"]), model, None if metrics is None else _metrics(metrics), about)
+    case = case_of(about["member"]["case"])
+    _check_described(file, case, about["member"]["case"])
+    return Trained(case, model, None if metrics is None else _metrics(metrics), about)
+
+
+def members_instead(path: Path) -> str:
+    """What to give in place of a sweep's results folder; "" where it is none."""
+    members = sorted((path / "members").glob("*.safetensors"))
+    if not members:
+        return ""
+    return f"it is a sweep's results folder, of {len(members)} members; give one of them, such as {members[0]}"
+
+
+def _check_described(file: Path, case: Case, description: dict[str, Any]) -> None:
+    """Raises UserError where the case is not the one of this description."""
+    ours = case.describe()
+    for key, said in description.items():
+        if ours.get(key) != said:
+            own = json.dumps(ours.get(key))
+            raise UserError(
+                f"{file} was trained on another case: its {key} is {json.dumps(said)}, not {own}; give that case"
+            )
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from siitjax.attention import plain_attention
 from siitjax.choice import check_choice
 from siitjax.errors import UserError
+from siitjax.fit import check_mask, check_source, check_tokens
 from siitjax.nodes import NodeList
 
 LN_EPS = 1e-5
@@ -186,7 +187,11 @@ class Transformer(eqx.Module):
         Args:
             resume: run from a block on, given the residual stream before it; the activations returned are of
                 those blocks alone.
+
+        Raises:
+            UserError: the tokens, the mask or the source are not this transformer's; see `siitjax.fit`.
         """
+        self._check(tokens, swap)
         mask, source = (None, Activations(None, None, None)) if swap is None else swap
         sites = None if mask is None else self.config.nodes.sites(mask)
         first, x, embed = 0, None, None
@@ -215,6 +220,17 @@ class Transformer(eqx.Module):
 
         logits = _normalised(self.ln_final, x) @ self.unembed.W_U + self.unembed.b_U[None]
         return logits, Activations(embed, jnp.stack(zs), jnp.stack(posts) if posts else None, jnp.stack(streams))
+
+    def _check(self, tokens: Int[Array, " seq"], swap: Swap | None) -> None:
+        c = self.config
+        check_tokens(tokens, c.d_vocab, c.n_ctx)
+        if swap is None:
+            return
+        mask, source = swap
+        check_mask(mask, range(mask.ndim)[:2], len(c.nodes))
+        n = len(tokens)
+        needed = {"embed": (n,), "z": (c.n_layers, n, c.n_heads), "post": (c.n_layers, n)}
+        check_source(vars(source), needed)
 
 
 def _normalised(ln: LayerNorm | None, x: Float[Array, "seq d_model"]) -> Float[Array, "seq d_model"]:

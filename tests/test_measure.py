@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -14,8 +15,10 @@ import pytest
 import cases
 from cases import left_greater
 from siitjax.combine import combine
+from siitjax.command import main
+from siitjax.errors import UserError
 from siitjax.evaluate import Metrics, evaluate
-from siitjax.measure import failures, list_batches, measured_again
+from siitjax.measure import Evaluate, failures, list_batches, measured_again
 from siitjax.trained import Trained, metrics_as_json, read_trained, save_trained
 from siitjax.transformer import init_transformer
 
@@ -52,6 +55,27 @@ def test_a_shipped_model_is_found_by_numbers_and_by_names_in_any_order():
     assert {json.dumps(trained.about, sort_keys=True) for trained in loaded} == {
         json.dumps(loaded[0].about, sort_keys=True)
     }
+
+
+def test_a_name_is_a_shipped_model_and_a_path_a_path_whatever_lies_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "left_greater").mkdir()
+    shipped = cases.SHIPPED / "1.safetensors"
+    assert cases.locate("left_greater") == cases.locate("1") == shipped
+    for path in ("./left_greater", Path("left_greater")):
+        assert cases.locate(path) == Path("left_greater")
+        with pytest.raises(UserError, match=r"left_greater is not a model: it holds no model.safetensors"):
+            cases.load(path)
+    assert cases.locate(Path("nothing")) == cases.locate("./nothing") == Path("nothing")
+    with pytest.raises(UserError, match='the model is "nothing"; did you mean'):
+        cases.locate("nothing")
+    assert cases.locate("here.safetensors") == Path("here.safetensors")
+
+
+def test_a_few_pairs_are_drawn_as_many_are():
+    (batch,) = list_batches(left_greater.CASE, 2, 0)
+    assert [len(side) for side in batch] == [2, 2]
+    assert [len(base) for base, _ in list_batches(cases.load("1+2").case, 5003, 0)] == [5000, 3]
 
 
 def small(**changes) -> Trained:
@@ -180,11 +204,22 @@ def test_a_model_that_is_whole_is_told_by_exit_0_with_a_line_a_node():
         (("tests",), "tests is not a model: it holds no model.safetensors"),
         (("pyproject.toml",), "pyproject.toml is not a whole safetensors file"),
         (("0", "1"), '"1" is an argument too many'),
-        (("0", "--pairs=0"), "--pairs is 0; it must be at least 1"),
+        (("0", "--pairs=0"), "--pairs is 0; it must be at least 2"),
+        (("0", "--pairs=1"), "--pairs is 1; it must be at least 2"),
+        (
+            ("{results}",),
+            "a sweep's results folder, of 2 members; give one of them, such as {results}/members/0000",
+        ),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(words, line):
-    ended = run(*words)
-    assert ended.returncode == 2
-    assert line in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys, words, line):
+    (tmp_path / "members").mkdir()
+    for index in (0, 1):
+        (tmp_path / "members" / f"{index:04d}.safetensors").touch()
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(Evaluate, ["evaluate", *(word.format(results=tmp_path) for word in words)])
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert line.format(results=tmp_path) in said.err
+    assert said.err.startswith("evaluate: ")
+    assert said.err.count("\n") == 1

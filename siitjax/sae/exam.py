@@ -88,8 +88,10 @@ def prepare_exam(
         pairs: how many of these samples are interchanged, each with another one.
 
     Raises:
-        UserError: the site holds no variable of which a value is seen often enough.
+        UserError: the site holds no variable of which a value is seen often enough, or the transformer or the samples
+            do not fit the case.
     """
+    case.check_fits(model.config, samples)
     known = known_values(case, held(case, site), samples)
     own = np.asarray(case.token_mask(jnp.asarray(samples)))
     cut = int(own[: len(samples) // 2].sum())

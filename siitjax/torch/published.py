@@ -178,6 +178,10 @@ class Mixed:
         samples = [self._whole(i, own) for i, own in found if own is not None]
         return np.concatenate(samples) if samples else None
 
+    def with_context(self, n_ctx: int) -> "Mixed":
+        """The same, the task's number before samples of n_ctx - 1 tokens of every task."""
+        return Mixed(tuple(part.with_context(n_ctx - 1) for part in self.parts), n_ctx)
+
     def _whole(self, task: int, own: Int[np.ndarray, "n own"]) -> Int[np.ndarray, "n seq"]:
         first = np.pad(own, ((0, 0), (1, 0)), constant_values=task)
         return np.pad(first, ((0, 0), (0, self.n_ctx - first.shape[1])), constant_values=PAD)

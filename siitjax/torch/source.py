@@ -11,16 +11,14 @@ from siitjax.folder import read_model
 from siitjax.transformer import Transformer
 
 Source = Transformer | Path | str
-"""A transformer; the path of a model's folder or weights file; or the name of a shipped model."""
+"""A transformer; the path of a model's folder or weights file; or the name of a shipped model; see `cases.locate`."""
 
 
 def transformer(source: Source) -> Transformer:
     """The transformer that `source` stands for. Raises ValueError where there is none."""
     if isinstance(source, Transformer):
         return source
-    if isinstance(source, Path) or Path(source).exists():
-        return read_model(Path(source))
-    return cases.load(source).model
+    return read_model(cases.locate(source))
 
 
 def tensors(model: Transformer) -> dict[str, torch.Tensor]:

@@ -142,10 +142,11 @@ def described(description: dict[str, Any]) -> Case:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the model's case cannot be made again: {error}") from None
 
-    def together(**choices: bool) -> Case:
-        return combine(parts, width_factor=width, d_head=d_head, **layout, **choices).with_context(n_ctx)
+    def together(share_heads: bool, selection: bool) -> Case:
+        choices = {"share_heads": share_heads, "selection": selection, **layout}
+        return combine(parts, width_factor=width, d_head=d_head, **choices).with_context(n_ctx)
 
-    makers = [partial(together, share_heads=a, selection=b) for a, b in product((False, True), (True, False))]
+    makers = [partial(together, a, b) for a, b in product((False, True), (True, False))]
     if len(parts) == 1:  # which may also be combined with no other, as the least that sweeps.capacity trains
         makers.insert(0, partial(replace, parts[0], n_ctx=n_ctx, **layout))
     for make in makers:

@@ -12,11 +12,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from siitjax.case import Case
-from siitjax.forms import PLAIN, Form, fastest, mean_over_parts
+from siitjax.evaluate import summed_over_chunks
+from siitjax.forms import PLAIN, Form, fastest
 from siitjax.interchange import interchange
+from siitjax.metrics import Tally
 from siitjax.transformer import Transformer
 
 EXHAUSTIVE = 10
@@ -26,7 +28,7 @@ AT_ONCE = 16
 
 
 class Ablations(eqx.Module):
-    """Shares of tokens answered right, from 0 to 1, whatever becomes of the unused nodes.
+    """Tokens answered right, whatever becomes of the unused nodes.
 
     Attributes:
         worst_siia: the worst subset of the unused nodes swapped together.
@@ -35,10 +37,10 @@ class Ablations(eqx.Module):
         mean: all unused nodes held at their mean over the samples, one mean a position.
     """
 
-    worst_siia: Float[Array, ""]
+    worst_siia: Tally
     worst_subset: Bool[Array, " node"]
-    zero: Float[Array, ""]
-    mean: Float[Array, ""]
+    zero: Tally
+    mean: Tally
 
 
 def ablate(
@@ -58,11 +60,11 @@ def worst_subset(
     source: Int[Array, "sample seq"],
     *,
     form: Form | None = None,
-) -> tuple[Float[Array, ""], Bool[Array, " node"]]:
-    """The least share of tokens that keep their answer when a subset of the unused nodes is swapped, and the subset.
+) -> tuple[Tally, Bool[Array, " node"]]:
+    """The fewest tokens that are answered right when some subset of the unused nodes is swapped, and that subset.
 
     Every subset is tried of 10 unused nodes or fewer. Of more, the one is built greedily: the node that makes most
-    tokens wrong is added until none makes more wrong; a worse subset may exist. The share is the least that was seen
+    tokens wrong is added until none makes more wrong; a worse subset may exist. Their number is the least that was seen
     on these pairs, so on others the same subset will do a little better.
     """
     case.check_fits(model.config, base, source)
@@ -78,7 +80,7 @@ def worst_subset(
         masks = np.tile(none, (len(subsets), 1))
         masks[:, unused] = subsets
         counts, tokens = wrong(jnp.asarray(masks))
-        return _right(counts.max(), tokens), jnp.asarray(masks)[counts.argmax()]
+        return Tally(tokens - counts.max(), tokens), jnp.asarray(masks)[counts.argmax()]
 
     each = jnp.asarray(np.eye(len(none), dtype=bool)[unused])
 
@@ -92,22 +94,22 @@ def worst_subset(
     counts, tokens = wrong(jnp.asarray(none)[None])
     start = jnp.asarray(none), counts[0], jnp.asarray(True)
     mask, most, _ = jax.lax.while_loop(lambda state: state[-1], grow, start)
-    return _right(most, tokens), mask
+    return Tally(tokens - most, tokens), mask
 
 
-def zero_ablation(model: Transformer, case: Case, samples: Int[Array, "sample seq"]) -> Float[Array, ""]:
-    """The share of tokens answered right when all unused nodes give 0."""
+def zero_ablation(model: Transformer, case: Case, samples: Int[Array, "sample seq"]) -> Tally:
+    """Tokens answered right when all unused nodes give 0."""
     return _ablated(model, case, samples, jnp.zeros_like)
 
 
-def mean_ablation(model: Transformer, case: Case, samples: Int[Array, "sample seq"]) -> Float[Array, ""]:
-    """The share of tokens answered right when all unused nodes give, at each position, their mean over the samples."""
+def mean_ablation(model: Transformer, case: Case, samples: Int[Array, "sample seq"]) -> Tally:
+    """Tokens answered right when all unused nodes give, at each position, their mean over the samples."""
     return _ablated(model, case, samples, lambda x: jnp.broadcast_to(x.mean(0, keepdims=True), x.shape))
 
 
 def _ablated(
     model: Transformer, case: Case, samples: Int[Array, "sample seq"], value: Callable[[Array], Array]
-) -> Float[Array, ""]:
+) -> Tally:
     case.check_fits(model.config, samples)
     # The plain form's activations have the samples as first axis, as `value` expects; one mask needs no fast form.
     _, activations = PLAIN.run(model, samples)
@@ -115,7 +117,7 @@ def _ablated(
     logits, _ = PLAIN.run(model, samples, (case.circuit.unused_mask[None], held))
     labels, _ = jax.vmap(case.circuit)(samples)
     own = case.token_mask(samples)
-    return _right((~case.loss.correct(logits[:, 0], labels) & own).sum(), own.sum())
+    return Tally((case.loss.correct(logits[:, 0], labels) & own).sum(), own.sum())
 
 
 def _wrong(
@@ -125,8 +127,8 @@ def _wrong(
     source: Int[Array, "sample seq"],
     masks: Bool[Array, "mask node"],
     form: Form,
-) -> tuple[Float[Array, " mask"], Float[Array, ""]]:
-    """Tokens answered wrong under each mask, and tokens there are; both the mean of equal parts of the samples."""
+) -> tuple[Int[Array, " mask"], Int[Array, ""]]:
+    """Tokens answered wrong under each mask, and tokens there are."""
     size = AT_ONCE if len(masks) % AT_ONCE == 0 else len(masks)
 
     def count(base, source):
@@ -137,11 +139,6 @@ def _wrong(
             return (~case.loss.correct(outputs, labels) & own[:, None]).sum((0, 2))
 
         counts = jax.lax.map(under, masks.reshape(-1, size, masks.shape[1])).ravel()
-        return counts.astype(jnp.float32), own.sum().astype(jnp.float32)
+        return counts, own.sum()
 
-    return mean_over_parts(count, form.part(len(base)), base, source)
-
-
-def _right(wrong: Shaped[Array, ""], tokens: Shaped[Array, ""]) -> Float[Array, ""]:
-    # Compiled, the quotient of equals may lie a rounding above 1.
-    return jnp.maximum(1 - wrong.astype(jnp.float32) / tokens.astype(jnp.float32), 0.0)
+    return summed_over_chunks(count, form.part(len(base)), base, source)

@@ -5,7 +5,8 @@ from typing import Any
 
 from siitjax.case import Case
 from siitjax.circuit import Circuit
-from siitjax.report import percent
+from siitjax.metrics import Shares
+from siitjax.share import percent
 from siitjax.truth import LOGITS, edges
 
 SHARES = {
@@ -14,7 +15,7 @@ SHARES = {
     "changed_iia": "the same, on the tokens whose label the swap changed",
     "worst_changed_iia": "the least of the nodes",
     "sequence_iia": "samples right at every token when one circuit node is swapped",
-    "siia": "tokens that keep their answer when one unused node is swapped; mean over the nodes",
+    "siia": "tokens answered right, by the label of no swap, when one unused node is swapped; mean over the nodes",
     "joint_siia": "the same with all unused nodes swapped together",
     "subset_siia": "the same with a random subset of them",
 }
@@ -102,7 +103,7 @@ https://arxiv.org/abs/2407.14494), and the recipe of Anders & Garriga-Alonso 202
 
 def card(
     case: Case,
-    metrics: Mapping[str, Any] | None,
+    metrics: Shares | None,
     member: Mapping[str, Any],
     n_weights: int,
     example: tuple[str, ...],
@@ -110,7 +111,7 @@ def card(
     """The card's text.
 
     Args:
-        metrics: what was measured, as JSON has it; None where nothing was.
+        metrics: what was measured; None where nothing was.
         member: what is known of the training, as `Member.describe` gives it; it may be empty.
         n_weights: how many numbers the transformer has.
         example: a sample, spelled as the case's tokens.
@@ -153,16 +154,16 @@ def drawing(circuit: Circuit) -> str:
     return "\n".join([*lines, *(f"    {begin} --> {end}" for begin, end in drawn)])
 
 
-def _metrics(circuit: Circuit, metrics: Mapping[str, Any]) -> str:
+def _metrics(circuit: Circuit, metrics: Shares) -> str:
     names = [str(node) for node in circuit.nodes.named(circuit.circuit_mask)]
-    if len(names) < len(metrics["node_iia"]):
+    if len(names) < len(metrics.node_iia):
         names = ["embed", *names]
-    columns = (metrics[f"node_{name}"] for name in ("changed", "iia", "changed_iia"))
+    columns = (metrics.node_changed, metrics.node_iia, metrics.node_changed_iia)
     return "\n".join(
         [
             "| metric | % | in words |",
             "|---|---|---|",
-            *(f"| {name} | {percent(metrics[name])} | {words} |" for name, words in SHARES.items()),
+            *(f"| {name} | {percent(getattr(metrics, name))} | {words} |" for name, words in SHARES.items()),
             "",
             "Of each circuit node, swapped alone:",
             "",

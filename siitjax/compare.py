@@ -8,6 +8,7 @@ import numpy as np
 from scipy.stats import ttest_1samp
 
 from siitjax.errors import UserError
+from siitjax.metrics import share
 from siitjax.results import Row
 
 MARGIN = 1.25
@@ -127,8 +128,8 @@ def difference(rows: Sequence[Row], others: Sequence[Row], metric: str) -> Point
     """
     if [row["seed"] for row in rows] != [row["seed"] for row in others]:
         raise UserError("the two settings were run with different seeds; run both with the same to compare them")
-    pairs = ((row[metric], other[metric]) for row, other in zip(rows, others, strict=True))
-    return points(a - b for a, b in pairs if a is not None and b is not None)
+    pairs = ((share(row, metric), share(other, metric)) for row, other in zip(rows, others, strict=True))
+    return points(float(a - b) for a, b in pairs if a is not None and b is not None)
 
 
 def by_seed(rows: Sequence[Row], setting: str) -> list[Row]:

@@ -9,76 +9,20 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from siitjax.case import Case
 from siitjax.forms import Form, fastest
 from siitjax.interchange import interchange_by_depth
+from siitjax.metrics import Metrics, Tally
 from siitjax.objective import swappable
 from siitjax.transformer import Transformer
 
 CHUNK = 250
 """Samples evaluated together at most, under every mask: bounds the memory, not the result."""
-
-
-class Metrics(eqx.Module):
-    """Shares of tokens that are right, from 0 to 1, each over the whole validation set.
-
-    Attributes:
-        accuracy: nothing swapped.
-        iia: interchange intervention accuracy, the mean over the circuit's nodes, swapped one at a time
-            (Geiger et al. 2022, section 3).
-        changed_iia: the same on the tokens whose label the swap changed, the mean over the nodes that change any.
-        worst_changed_iia: the least of those nodes; nan, as is the mean, where none changes any.
-        sequence_iia: the share of samples that are right at every token, the mean over the circuit's nodes.
-        siia: strict IIA, the mean over the unused nodes, swapped one at a time (Gupta et al. 2024, section 3).
-        joint_siia: all unused nodes swapped together.
-        subset_siia: a random subset of them swapped together, each with probability 1/2, drawn for each sample.
-        node_iia: IIA of each circuit node.
-        node_changed_iia: IIA on changed labels of each circuit node; nan where a node changes none.
-        node_changed: how many labels each circuit node's swap changed.
-        node_siia: SIIA of each unused node.
-        perfect: whether accuracy, IIA and SIIA count no token wrong.
-    """
-
-    accuracy: Float[Array, ""]
-    iia: Float[Array, ""]
-    changed_iia: Float[Array, ""]
-    worst_changed_iia: Float[Array, ""]
-    sequence_iia: Float[Array, ""]
-    siia: Float[Array, ""]
-    joint_siia: Float[Array, ""]
-    subset_siia: Float[Array, ""]
-    node_iia: Float[Array, " circuit_node"]
-    node_changed_iia: Float[Array, " circuit_node"]
-    node_changed: Int[Array, " circuit_node"]
-    node_siia: Float[Array, " unused_node"]
-    perfect: Bool[Array, ""]
-
-
-class Counts(eqx.Module):
-    """Tokens counted over samples: of the base run, each measured node, all unused nodes, a random subset of them.
-
-    Counts of the same case may be added up, leaf by leaf.
-
-    Attributes:
-        wrong: tokens answered wrong under each mask.
-        wrong_samples: samples with such a token.
-        wrong_changed: of the tokens whose label the swap changed, those answered wrong.
-        changed: tokens whose label the swap changed.
-        tokens, samples: how many there were.
-    """
-
-    wrong: Int[Array, " mask"]
-    wrong_samples: Int[Array, " mask"]
-    wrong_changed: Int[Array, " mask"]
-    changed: Int[Array, " mask"]
-    tokens: Int[Array, ""]
-    samples: Int[Array, ""]
 
 
 def evaluate(
@@ -90,7 +34,7 @@ def evaluate(
     embedding: bool = False,
     form: Form | None = None,
 ) -> Metrics:
-    """Every metric, each sample paired with another as its source: with all of them in a new random order.
+    """Every metric's counts, each sample paired with another as its source: with all of them in a new random order.
 
     Args:
         embedding: count the embedding among the circuit's nodes, as the original did.
@@ -101,8 +45,7 @@ def evaluate(
     case.check_fits(model.config, samples)
     order_key, subset_key = jax.random.split(key)
     sources = samples[jax.random.permutation(order_key, len(samples))]
-    counts = count(model, case, samples, sources, key=subset_key, embedding=embedding, form=form)
-    return shares_right(counts, case, embedding=embedding)
+    return count(model, case, samples, sources, key=subset_key, embedding=embedding, form=form)
 
 
 def count(
@@ -114,8 +57,8 @@ def count(
     key: PRNGKeyArray,
     embedding: bool = False,
     form: Form | None = None,
-) -> Counts:
-    """What the metrics are shares of, each sample of `base` paired with that of `source`.
+) -> Metrics:
+    """The same, each sample of `base` paired with that of `source`.
 
     Args:
         key: draws the random subset of each sample.
@@ -125,7 +68,7 @@ def count(
     """
     case.check_fits(model.config, base, source)
     circuit = case.circuit
-    measured, _ = _measured(case, embedding)
+    measured, is_circuit = _measured(case, embedding)
     begins = lambda node: circuit.nodes.nodes[node].depth
     one = np.eye(len(circuit.nodes), dtype=bool)
     one_at_a_time = [(depth, one[[*nodes]]) for depth, nodes in groupby(measured, key=begins)]
@@ -136,41 +79,25 @@ def count(
         groups = [*one_at_a_time, (1, jnp.stack([joint, subset], 1))]
         outputs, labels = interchange_by_depth(model, circuit, base, source, groups, embedding=embedding, form=form)
         own = case.token_mask(base)[:, None]
-        wrong = ~case.loss.correct(outputs, labels) & own
+        right = case.loss.correct(outputs, labels) & own
+        own = jnp.broadcast_to(own, right.shape)
         changed = ~case.loss.same(labels, jnp.broadcast_to(labels[:, :1], labels.shape)) & own
-        return wrong.sum((0, 2)), wrong.any(2).sum(0), (wrong & changed).sum((0, 2)), changed.sum((0, 2)), own.sum()
+        total = lambda which: which.sum((0, 2))
+        tokens = Tally(total(right), total(own))
+        whole = (right == own).all(2)
+        return tokens, Tally(total(right & changed), total(changed)), Tally(whole.sum(0), jnp.ones_like(whole).sum(0))
 
-    found = _summed_over_chunks(chunk, (form or fastest()).at_once or CHUNK, base, source, subsets)
-    return Counts(*found, samples=jnp.int32(len(base)))
-
-
-def shares_right(counts: Counts, case: Case, *, embedding: bool = False) -> Metrics:
-    """The metrics that the counts of a case give."""
-
-    def right(wrong, total):
-        # Compiled, the quotient of equals may lie a rounding above 1.
-        return jnp.maximum(1 - wrong.astype(jnp.float32) / jnp.asarray(total, jnp.float32), 0.0)
-
-    _, circuit_nodes = _measured(case, embedding)
-    nodes, unused = 1 + np.flatnonzero(circuit_nodes), 1 + np.flatnonzero(~circuit_nodes)
-    wrong, changed = counts.wrong, counts.changed
-    node_changed_iia = right(counts.wrong_changed[nodes], changed[nodes])  # 0 / 0 is the nan it should be
-    node_iia, node_siia = right(wrong[nodes], counts.tokens), right(wrong[unused], counts.tokens)
+    size = (form or fastest()).at_once or CHUNK
+    tokens, changed, whole = summed_over_chunks(chunk, size, base, source, subsets)
+    nodes, unused = 1 + np.flatnonzero(is_circuit), 1 + np.flatnonzero(~is_circuit)
     return Metrics(
-        accuracy=right(wrong[0], counts.tokens),
-        iia=node_iia.mean(),
-        changed_iia=jnp.nanmean(node_changed_iia),
-        worst_changed_iia=jnp.nanmin(node_changed_iia),
-        sequence_iia=right(counts.wrong_samples[nodes], counts.samples).mean(),
-        # Without unused nodes nothing can be wrong, and no mean be taken.
-        siia=node_siia.mean() if len(unused) else jnp.ones(()),
-        joint_siia=right(wrong[-2], counts.tokens),
-        subset_siia=right(wrong[-1], counts.tokens),
-        node_iia=node_iia,
-        node_changed_iia=node_changed_iia,
-        node_changed=changed[nodes],
-        node_siia=node_siia,
-        perfect=(wrong[:-2] == 0).all(),
+        base=tokens.at(0),
+        node=tokens.at(nodes),
+        changed=changed.at(nodes),
+        whole=whole.at(nodes),
+        unused=tokens.at(unused),
+        joint=tokens.at(-2),
+        subset=tokens.at(-1),
     )
 
 
@@ -181,7 +108,7 @@ def _measured(case: Case, embedding: bool) -> tuple[Int[np.ndarray, " measured"]
     return measured, counted[measured]
 
 
-def _summed_over_chunks(count: Callable[..., Any], size: int, *arrays: Array) -> Any:
+def summed_over_chunks(count: Callable[..., Any], size: int, *arrays: Array) -> Any:
     """The sum of what `count` gives of all chunks of the samples, `size` long but for the last."""
     n = len(arrays[0])
     whole, rest = divmod(n, min(size, n))

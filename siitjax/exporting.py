@@ -1,14 +1,13 @@
 """`python -m siitjax.export`: models as folders that a model hub could show."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cases
 from siitjax.command import Command, argument, flag
 from siitjax.errors import UserError
-from siitjax.evaluate import Metrics
 from siitjax.folder import new_folder, read_model, write_folder
+from siitjax.metrics import Shares, read_shares
 from siitjax.trained import read_rows
 
 
@@ -48,14 +47,14 @@ def _write(model: str, out: Path) -> None:
     write_folder(out, cases.load(model), _measured(path))
 
 
-def _measured(file: Path) -> dict[str, Any] | None:
+def _measured(file: Path) -> Shares | None:
     """The metrics of a sweep's member, which stand in the row of its results folder; None of any other file."""
     folder = file.parent.parent
     if not file.stem.isdecimal() or file.parent.name != "members":
         return None
     try:
         found = [row for row in read_rows(folder) if row["member"] == int(file.stem)]
-        return {f.name: found[0][f.name] for f in fields(Metrics)} if found else None
+        return read_shares(found[0]) if found else None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"the rows of {folder} are torn ({error!r}); restore them, or run the sweep with --resume"

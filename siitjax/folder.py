@@ -27,26 +27,27 @@ from siitjax.case import PAD
 from siitjax.errors import UserError, one_line
 from siitjax.export import METADATA, save_weights, state_dict, with_weights
 from siitjax.lens import lens_config
-from siitjax.trained import MODEL_FILE, Trained, members_instead, metrics_as_json
+from siitjax.metrics import Shares
+from siitjax.trained import MODEL_FILE, Trained, members_instead
 from siitjax.transformer import Transformer, TransformerConfig, init_transformer
 from siitjax.truth import ground_truth
 
 Weights = Mapping[str, Shaped[np.ndarray, "..."]]
 
 
-def write_folder(out: Path, trained: Trained, metrics: Mapping[str, Any] | None = None) -> None:
+def write_folder(out: Path, trained: Trained, metrics: Shares | None = None) -> None:
     """Writes a model's folder.
 
     Args:
-        metrics: what was measured, as JSON has it, where the model itself does not say.
+        metrics: what was measured, where the model itself does not say.
 
     Raises:
         UserError: `out` exists, or cannot be written.
     """
     case, model = trained.case, trained.model
     if trained.metrics is not None:
-        metrics = metrics_as_json(trained.metrics)
-    measured = {} if metrics is None else {"metrics": dict(metrics)}
+        metrics = trained.metrics
+    measured = {} if metrics is None else {"metrics": metrics.to_json()}
     sample = np.asarray(case.draw(10, 10, np.random.default_rng(0))[0][0])
     example = tuple(case.vocabulary[token] for token in np.trim_zeros(sample - PAD, "b") + PAD)
     about = {name: said for name, said in trained.about.items() if name not in ("config", "metrics")}

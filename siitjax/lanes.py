@@ -19,7 +19,7 @@ from jaxtyping import Array, Int
 
 from siitjax.choice import check_choice
 from siitjax.errors import UserError
-from siitjax.evaluate import Metrics
+from siitjax.metrics import Metrics
 from siitjax.train import Data, Hyperparams, State, Stop, TrainConfig, make_train
 
 Batching = Literal["map", "vmap"]

@@ -1,7 +1,8 @@
 """Does a trained transformer hold its circuit? Measured again from nothing: `python -m siitjax.evaluate`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 
 import jax
@@ -17,8 +18,9 @@ from scipy.stats import binomtest
 import cases
 from siitjax.case import Case
 from siitjax.command import Command, argument, flag
-from siitjax.evaluate import Counts, Metrics, count, shares_right
-from siitjax.report import percent
+from siitjax.evaluate import count
+from siitjax.metrics import Metrics, Shares, Tally, shares
+from siitjax.share import percent
 from siitjax.trained import Trained
 from siitjax.transformer import Transformer
 
@@ -29,10 +31,11 @@ EVERY = 2**17
 FEW = 100
 """Strings of a task that are drawn at least, though fewer be taken."""
 MILLION = 1_000_000
-MARGIN, CONFIDENCE = 0.0005, 0.9999
+MARGIN, CONFIDENCE = Fraction("0.0005"), 0.9999
 """A stored figure fails when the whole interval of this confidence lies more than the margin below it."""
 
 Batch = tuple[Int[np.ndarray, "pair seq"], Int[np.ndarray, "pair seq"]]
+Figure = tuple[str, Fraction | None, Tally]
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,7 @@ class Evaluate(Command):
         screen = Console(width=None if Console().is_terminal else 120, highlight=False)
         batches = list_batches(trained.case, self.pairs, self.seed, exhaustive=self.exhaustive)
         n = sum(len(base) for base, _ in batches)
-        counts = total(trained, batches, self.seed, screen if self.exhaustive else None)
-        metrics = _shares(counts, trained.case)
+        metrics = total(trained, batches, self.seed, screen if self.exhaustive else None)
         config, member = trained.case.config, trained.about["member"]
         screen.print(f"{trained.case.name}: {config.n_layers} layers, d_model {config.d_model}, seed {member['seed']}")
         screen.print(_summary(trained, metrics, n))
@@ -64,17 +66,18 @@ class Evaluate(Command):
         if trained.metrics is None:
             screen.print("The file stores no figures to compare these with.")
             return 0
-        failed = failures(trained.case, trained.metrics, metrics, int(counts.tokens))
+        if trained.metrics.counts is None:
+            screen.print("The stored figures are shares in float32, of an older version; their counts were not kept.")
+        failed = failures(trained.case, trained.metrics, metrics)
         for words in failed:
             screen.print(f"Does not hold: {words}")
         screen.print(f"{len(failed)} stored figures do not hold." if failed else "All stored figures hold.")
         return 1 if failed else 0
 
 
-def measured_again(trained: Trained, pairs: int, seed: int) -> tuple[Metrics, int]:
-    """The metrics on fresh pairs, and how many tokens they are of."""
-    counts = total(trained, list_batches(trained.case, pairs, seed), seed)
-    return _shares(counts, trained.case), int(counts.tokens)
+def measured_again(trained: Trained, pairs: int, seed: int) -> Metrics:
+    """The metrics on fresh pairs."""
+    return total(trained, list_batches(trained.case, pairs, seed), seed)
 
 
 def list_batches(case: Case, pairs: int, seed: int, *, exhaustive: bool = False) -> list[Batch]:
@@ -105,8 +108,8 @@ def _strings(case: Case, n: int, rng: np.random.Generator) -> Int[np.ndarray, "n
     return whole[:n]
 
 
-def total(trained: Trained, batches: list[Batch], seed: int, screen: Console | None = None) -> Counts:
-    """The counts over all batches, with a bar on the screen that is given."""
+def total(trained: Trained, batches: list[Batch], seed: int, screen: Console | None = None) -> Metrics:
+    """The metrics over all batches, in 64 bits, with a bar on the screen that is given."""
     shown = track(batches, "measuring", console=screen, transient=True) if screen else batches
     root = jax.random.key(seed)
     found = None
@@ -114,47 +117,40 @@ def total(trained: Trained, batches: list[Batch], seed: int, screen: Console | N
         counts = _count(
             trained.case, trained.model, jnp.asarray(base), jnp.asarray(source), jax.random.fold_in(root, i)
         )
-        counts = jax.device_get(counts)  # waited for, so that the bar is true
+        counts = jax.tree.map(lambda x: np.asarray(x, np.int64), counts)  # waited for, so that the bar is true
         found = counts if found is None else jax.tree.map(np.add, found, counts)
     assert found is not None
     return found
 
 
-_shares = jax.jit(shares_right, static_argnums=1)
-
-
 @partial(jax.jit, static_argnums=0)
-def _count(case: Case, model: Transformer, base, source, key) -> Counts:
+def _count(case: Case, model: Transformer, base, source, key) -> Metrics:
     return count(model, case, base, source, key=key)
 
 
-def failures(case: Case, stored: Metrics, found: Metrics, tokens: int) -> list[str]:
+def failures(case: Case, stored: Shares, found: Metrics) -> list[str]:
     """The stored figures that the found ones contradict, in words."""
     circuit, unused = _named(case)
     figures = [
-        *((name, getattr(stored, name), getattr(found, name), tokens) for name in ("accuracy", "joint_siia")),
-        ("subset_siia", stored.subset_siia, found.subset_siia, tokens),
-        *_each("IIA of", circuit, stored.node_iia, found.node_iia, [tokens] * len(circuit)),
-        *_each("changed IIA of", circuit, stored.node_changed_iia, found.node_changed_iia, found.node_changed),
-        *_each("SIIA of", unused, stored.node_siia, found.node_siia, [tokens] * len(unused)),
+        ("accuracy", stored.accuracy, found.base),
+        ("joint_siia", stored.joint_siia, found.joint),
+        ("subset_siia", stored.subset_siia, found.subset),
+        *_each("IIA of", circuit, stored.node_iia, found.node),
+        *_each("changed IIA of", circuit, stored.node_changed_iia, found.changed),
+        *_each("SIIA of", unused, stored.node_siia, found.unused),
     ]
-    return [
-        f"{name} is {percent(float(new))} (stored {percent(float(old))})"
-        for name, old, new, n in figures
-        if _below(float(new), int(n), float(old))
-    ]
+    return [f"{name} is {percent(new.share)} (stored {percent(old)})" for name, old, new in figures if _below(new, old)]
 
 
-def _each(what, nodes, stored, found, counts):
-    return [(f"{what} {node}", *three) for node, *three in zip(nodes, stored, found, counts, strict=True)]
+def _each(what: str, nodes: list[str], stored: Sequence[Fraction | None], found: Tally) -> Iterator[Figure]:
+    for i, (node, old) in enumerate(zip(nodes, stored, strict=True)):
+        yield f"{what} {node}", old, found.at(i)
 
 
-def _below(share: float, n: int, stored: float) -> bool:
-    if n == 0 or np.isnan(stored):
+def _below(found: Tally, stored: Fraction | None) -> bool:
+    if stored is None or not found.of:
         return False
-    if np.isnan(share):
-        return True
-    interval = binomtest(round(share * n), n).proportion_ci(CONFIDENCE, method="wilson")
+    interval = binomtest(int(found.right), int(found.of)).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.high) < stored - MARGIN
 
 
@@ -173,8 +169,8 @@ def _summary(trained: Trained, metrics: Metrics, pairs: int) -> Table:
     names = {"iia": "IIA", "changed_iia": "changed IIA", "worst_changed_iia": "changed IIA, worst node", "siia": "SIIA"}
     names |= {"joint_siia": "joint SIIA", "subset_siia": "subset SIIA"}
     for name, words in ({"accuracy": "accuracy"} | names).items():
-        sides = (metrics,) if trained.metrics is None else (metrics, trained.metrics)
-        table.add_row(words, *(percent(float(getattr(side, name))) for side in sides))
+        sides = (shares(metrics),) if trained.metrics is None else (shares(metrics), trained.metrics)
+        table.add_row(words, *(percent(getattr(side, name)) for side in sides))
     return table
 
 
@@ -189,13 +185,12 @@ def _nodes(trained: Trained, metrics: Metrics) -> Table:
     held = {str(v.node): [] for v in case.variables}
     for v in case.variables:
         held[str(v.node)].append(v.name)
-    rows = zip(circuit, metrics.node_iia, metrics.node_changed, metrics.node_changed_iia, strict=True)
+    rows = zip(circuit, metrics.node.shares, metrics.changed.of, metrics.changed.shares, strict=True)
     for node, right, changed, right_changed in rows:
-        some = percent(float(right_changed)) if int(changed) else "-"
-        table.add_row(node, ", ".join(held[node]), percent(float(right)), f"{int(changed)}", some)
-    for node, right in zip(unused, metrics.node_siia, strict=True):
-        table.add_row(node, "", percent(float(right)), "0", "-")
+        table.add_row(node, ", ".join(held[node]), percent(right), f"{int(changed)}", percent(right_changed))
+    for node, right in zip(unused, metrics.unused.shares, strict=True):
+        table.add_row(node, "", percent(right), "0", "-")
     table.add_section()
-    table.add_row("unused", "all together", percent(float(metrics.joint_siia)), "0", "-")
-    table.add_row("unused", "a random subset", percent(float(metrics.subset_siia)), "0", "-")
+    table.add_row("unused", "all together", percent(metrics.joint.share), "0", "-")
+    table.add_row("unused", "a random subset", percent(metrics.subset.share), "0", "-")
     return table

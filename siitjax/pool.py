@@ -16,9 +16,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from typing import IO
-
-import numpy as np
 
 from siitjax.checkpoint import Spot
 from siitjax.cores import cores, pinned
@@ -153,7 +152,7 @@ class Pool:
                 case "compiling":
                     self.watcher.compiling(index, member)
                 case "epoch":
-                    self.watcher.epoch(index, member, message["epoch"], np.asarray(message["metrics"]))
+                    self.watcher.epoch(index, member, message["epoch"], [*map(Fraction, message["seen"])])
                 case "finished":
                     self.watcher.finished(index, member, message["row"])
                     training.discard(index)

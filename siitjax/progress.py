@@ -2,16 +2,18 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from types import TracebackType
 
 import numpy as np
-from jaxtyping import Float
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from siitjax.report import percent
+from siitjax.metrics import share
+from siitjax.share import percent
 from siitjax.sweep import Member, Row, Watcher
 
 LINE_SECONDS = 20.0
@@ -26,12 +28,12 @@ class _Live:
     said: float
     doing: str = "starting"
     epoch: int = 0
-    metrics: tuple[float, ...] = ()
+    seen: tuple[Fraction, ...] = ()
 
     def words(self) -> str:
-        if not self.metrics:
+        if not self.seen:
             return self.doing
-        accuracy, iia, siia = map(percent, self.metrics)
+        accuracy, iia, siia = map(percent, self.seen)
         limit = self.member.config.epochs
         return f"epoch {self.epoch} of {limit}  accuracy {accuracy}  IIA {iia}  SIIA {siia}"
 
@@ -74,11 +76,11 @@ class Progress(Watcher):
             self.members.setdefault(index, _Live(member, time.perf_counter())).doing = "compiling"
         self._line(index, member, "compiling")
 
-    def epoch(self, index: int, member: Member, epoch: int, metrics: Float[np.ndarray, "3"]) -> None:
+    def epoch(self, index: int, member: Member, epoch: int, seen: Sequence[Fraction]) -> None:
         now = time.perf_counter()
         with self.lock:
             live = self.members[index]
-            live.epoch, live.metrics = epoch, tuple(map(float, metrics))
+            live.epoch, live.seen = epoch, tuple(seen)
             self.epochs_run += 1
             speak = now - live.said > LINE_SECONDS
             if speak:
@@ -92,7 +94,7 @@ class Progress(Watcher):
             self.done += 1
             self.finished_epochs.append(row["epochs"])
         values = "  ".join(
-            f"{name} {percent(row[key])}"
+            f"{name} {percent(share(row, key))}"
             for name, key in (
                 ("accuracy", "accuracy"),
                 ("IIA", "iia"),

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,10 @@ from rich import box
 from rich.table import Table
 from scipy.stats import binomtest
 
+from siitjax.metrics import mean as mean_share
+from siitjax.metrics import share
 from siitjax.results import Results, Row
+from siitjax.share import percent
 
 MEANS = ("accuracy", "iia", "changed_iia", "siia", "joint_siia")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
@@ -32,7 +36,7 @@ STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.
 
 @dataclass(frozen=True)
 class Setting:
-    """What the members of one setting gave; metrics are means over those that have them, shares from 0 to 1.
+    """What the members of one setting gave; metrics are exact means over those that have them, from 0 to 1.
 
     A metric that none of them has, as where no label changed, is None.
 
@@ -50,12 +54,12 @@ class Setting:
     low: float
     high: float
     median_epochs: float | None
-    accuracy: float | None
-    iia: float | None
-    changed_iia: float | None
-    siia: float | None
-    joint_siia: float | None
-    worst_changed_iia: float | None
+    accuracy: Fraction | None
+    iia: Fraction | None
+    changed_iia: Fraction | None
+    siia: Fraction | None
+    joint_siia: Fraction | None
+    worst_changed_iia: Fraction | None
     median_seconds: float
 
 
@@ -88,26 +92,14 @@ def _setting(name: str, rows: Sequence[Row]) -> Setting:
         high=float(interval.high),
         median_epochs=float(np.median(converged)) if converged else None,
         **{metric: mean(rows, metric) for metric in MEANS},
-        worst_changed_iia=min(_known(rows, "worst_changed_iia"), default=None),
+        worst_changed_iia=min((x for row in rows if (x := share(row, "worst_changed_iia")) is not None), default=None),
         median_seconds=float(np.median([row["seconds"] for row in rows])),
     )
 
 
-def mean(rows: Sequence[Row], metric: str) -> float | None:
+def mean(rows: Sequence[Row], metric: str) -> Fraction | None:
     """The mean of a metric over the rows that have it; None where none has."""
-    known = _known(rows, metric)
-    return float(np.mean(known)) if known else None
-
-
-def _known(rows: Sequence[Row], metric: str) -> list[float]:
-    return [row[metric] for row in rows if row.get(metric) is not None]
-
-
-def percent(share: float | None) -> str:
-    """A share in percent, never rounded up to 100; "-" where there is none."""
-    if share is None:
-        return "-"
-    return "100" if share >= 1 else f"{np.floor(share * 1e4) / 1e2:.2f}"
+    return mean_share(share(row, metric) for row in rows)
 
 
 def table(settings: Sequence[Setting], title: str) -> Table:
@@ -146,7 +138,9 @@ def table(settings: Sequence[Setting], title: str) -> Table:
 
 def summary(settings: Sequence[Setting], verdict: Verdict) -> dict[str, Any]:
     """What summary.json holds."""
-    return {"verdict": asdict(verdict), "settings": [asdict(s) for s in settings]}
+    number = lambda x: float(x) if isinstance(x, Fraction) else x
+    found = [{name: number(value) for name, value in asdict(s).items()} for s in settings]
+    return {"verdict": asdict(verdict), "settings": found}
 
 
 def picture(results: Results, rows: Sequence[Row], title: str, verdict: Verdict, path: Path) -> None:

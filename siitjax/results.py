@@ -15,10 +15,11 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,13 @@ import jax
 from safetensors import SafetensorError, safe_open
 
 from siitjax.errors import UserError, one_line
-from siitjax.evaluate import Metrics
 from siitjax.export import save_weights
 from siitjax.files import Holder, hold, write_atomically
+from siitjax.metrics import NAMES, shares
 from siitjax.sweep import Member, Outcome, Row
-from siitjax.trained import metrics_as_json
 
 FORMAT = "siitjax sweep 1"
-ENDED = ("stop", "epochs", "seconds", *(f.name for f in fields(Metrics)))
+ENDED = ("stop", "epochs", "seconds", *NAMES)
 """What a row says of how its member ended."""
 LOCK = ".lock"
 BEGUN = ".config.json"
@@ -273,7 +273,7 @@ def _row(index: int, member: Member, outcome: Outcome) -> Row:
         "stop": outcome.stop.name.lower(),
         "epochs": outcome.epochs,
         "seconds": round(outcome.seconds, 3),
-        **metrics_as_json(outcome.metrics),
+        **shares(outcome.metrics).to_json(),
         "circuit_nodes": [*embed, *map(str, circuit.nodes.named(circuit.circuit_mask))],
         "unused_nodes": [*map(str, circuit.nodes.named(circuit.unused_mask))],
     }
@@ -284,6 +284,7 @@ def _curves(outcome: Outcome) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["epoch", "loss_base", "loss_iit", "loss_siit", *CURVES])
     for epoch in range(outcome.epochs):
-        metrics = [float(getattr(outcome.history.metrics, name)[epoch]) for name in CURVES]
-        writer.writerow([epoch + 1, *map(float, outcome.history.loss[epoch]), *metrics])
+        seen = shares(outcome.history.metrics.at(epoch))
+        values = (math.nan if (share := getattr(seen, name)) is None else float(share) for name in CURVES)
+        writer.writerow([epoch + 1, *map(float, outcome.history.loss[epoch]), *values])
     return text.getvalue()

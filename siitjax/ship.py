@@ -1,15 +1,17 @@
 """Puts trained members into the package: `python -m siitjax.ship RESULTS`, for those who maintain it."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 import cases
 from siitjax.command import Command, argument, flag, main
 from siitjax.errors import UserError
 from siitjax.measure import measured_again
+from siitjax.metrics import shares
+from siitjax.share import percent
 from siitjax.trained import Trained, read_trained, save_trained
 
 
@@ -46,7 +48,7 @@ class Ship(Command):
         return 0
 
     def _measured(self, trained: Trained) -> Trained:
-        metrics, _ = measured_again(trained, self.pairs, self.seed)
+        metrics = shares(measured_again(trained, self.pairs, self.seed))
         about = {**trained.about, "measured_on": {"pairs": self.pairs, "seed": self.seed}}
         return Trained(trained.case, trained.model, metrics, about)
 
@@ -54,14 +56,14 @@ class Ship(Command):
 NAMES = ("accuracy", "iia", "worst_changed_iia", "siia", "joint_siia")
 
 
-def _quality(trained: Trained) -> tuple[float, ...]:
-    assert trained.metrics is not None
-    shares = [float(np.asarray(getattr(trained.metrics, name))) for name in NAMES]
-    return min(shares[0], shares[3]), shares[2], shares[1], shares[4]
+def _quality(trained: Trained) -> tuple[Fraction, ...]:
+    # A figure of nothing, as where no swap changes a label, is the least.
+    accuracy, iia, worst, siia, joint = (getattr(trained.metrics, name) or Fraction(0) for name in NAMES)
+    return min(accuracy, siia), worst, iia, joint
 
 
 def _words(trained: Trained) -> str:
-    return ", ".join(f"{name} {100 * float(np.asarray(getattr(trained.metrics, name))):.4f}" for name in NAMES)
+    return ", ".join(f"{name} {percent(getattr(trained.metrics, name))}" for name in NAMES)
 
 
 if __name__ == "__main__":

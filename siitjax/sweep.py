@@ -10,17 +10,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from siitjax.checkpoint import CheckpointError, Checkpoints, Occupant, Spot
 from siitjax.cores import cores
-from siitjax.evaluate import Metrics
 from siitjax.lanes import Batch, Program
+from siitjax.metrics import Metrics, shares
 from siitjax.train import Data, History, Hyperparams, State, Stop, TrainConfig, draw_data
 from siitjax.transformer import Transformer
 
@@ -91,8 +91,8 @@ class Watcher:
     def compiling(self, index: int, member: Member) -> None:
         """The member waits for its bucket's compilation."""
 
-    def epoch(self, index: int, member: Member, epoch: int, metrics: Float[np.ndarray, "3"]) -> None:
-        """The member has run `epoch` epochs; metrics are its accuracy, IIA and SIIA."""
+    def epoch(self, index: int, member: Member, epoch: int, seen: Sequence[Fraction]) -> None:
+        """The member has run `epoch` epochs; what was seen after the last are its accuracy, IIA and SIIA."""
 
     def finished(self, index: int, member: Member, row: Row) -> None:
         """The member stopped, and its files are written; `row` is what to keep of it."""
@@ -293,14 +293,14 @@ class _Bucket:
 
     def heard(self, stops: np.ndarray, epochs: np.ndarray) -> Ended:
         """Tells the watcher of the epochs that were run; frees the lanes whose member has stopped, and gives those."""
-        seen = self.batch.state.history.metrics
-        curves = np.stack(jax.device_get((seen.accuracy, seen.iia, seen.siia)), -1)
+        metrics = jax.device_get(self.batch.state.history.metrics)
         ended: Ended = []
         for i, lane in enumerate(self.lanes):
             if lane is None:
                 continue
             for epoch in range(lane.epoch, int(epochs[i])):
-                self.engine.watcher.epoch(lane.index, lane.member, epoch + 1, curves[i, epoch])
+                now = shares(metrics.at((i, epoch)))
+                self.engine.watcher.epoch(lane.index, lane.member, epoch + 1, (now.accuracy, now.iia, now.siia))
             lane.epoch = int(epochs[i])
             if stops[i] != Stop.RUNNING:
                 ended.append((lane, lane.seconds, self.program.take(self.batch, jnp.int32(i))))

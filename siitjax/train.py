@@ -20,8 +20,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from siitjax.case import Case
 from siitjax.choice import check_choice
 from siitjax.errors import UserError
-from siitjax.evaluate import Metrics, evaluate
+from siitjax.evaluate import evaluate
 from siitjax.forms import Form, fastest, mean_over_parts
+from siitjax.metrics import Metrics
 from siitjax.objective import BASE, IIT, SIIT, Sampling, batch_masks, term_losses
 from siitjax.transformer import Transformer, init_transformer
 
@@ -168,7 +169,7 @@ def draw_data(config: TrainConfig, seed: int) -> Data:
 
 
 class History(eqx.Module):
-    """What was seen after each epoch; nan where none was run."""
+    """What was seen after each epoch: loss terms and counts of answers; nan and 0 where none was run."""
 
     loss: Float[Array, "*epoch 3"]
     metrics: Metrics

@@ -6,18 +6,15 @@ case with its circuit and vocabulary, the training, the seed, and (of shipped mo
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
 from siitjax.case import Case
 from siitjax.errors import UserError, one_line
-from siitjax.evaluate import Metrics
 from siitjax.export import read_weights, save_weights
+from siitjax.metrics import Shares, read_shares
 from siitjax.transformer import Transformer
 
 MODEL_FILE = "model.safetensors"
@@ -36,13 +33,13 @@ class Trained:
 
     case: Case
     model: Transformer
-    metrics: Metrics | None
+    metrics: Shares | None
     about: dict[str, Any]
 
 
 def save_trained(path: Path, trained: Trained) -> None:
     """Writes the file, whole or not at all."""
-    metrics = {} if trained.metrics is None else {"metrics": metrics_as_json(trained.metrics)}
+    metrics = {} if trained.metrics is None else {"metrics": trained.metrics.to_json()}
     save_weights(path, trained.model, {**trained.about, **metrics})
 
 
@@ -66,7 +63,7 @@ def read_trained(path: Path, case_of: Callable[[dict[str, Any]], Case]) -> Train
     metrics = about.pop("metrics", None)
     case = case_of(about["member"]["case"])
     _check_described(file, case, about["member"]["case"])
-    return Trained(case, model, None if metrics is None else _metrics(metrics), about)
+    return Trained(case, model, None if metrics is None else read_shares(metrics), about)
 
 
 def members_instead(path: Path) -> str:
@@ -118,20 +115,3 @@ def read_converged(folder: Path, case_of: Callable[[dict[str, Any]], Case]) -> d
     made = cache(lambda text: case_of(json.loads(text)))
     same = lambda description: made(json.dumps(description))
     return {f"{setting}, seed {seed}": read_trained(path(i), same) for setting, seed, i in converged}
-
-
-def metrics_as_json(metrics: Metrics) -> dict[str, Any]:
-    """The metrics as JSON has them: nan, which JSON has not, becomes null."""
-
-    def number(value: Any) -> Any:
-        return None if value != value else value
-
-    listed = {name: np.asarray(value).tolist() for name, value in vars(metrics).items()}
-    return {name: [number(x) for x in v] if isinstance(v, list) else number(v) for name, v in listed.items()}
-
-
-def _metrics(found: dict[str, Any]) -> Metrics:
-    """The metrics that `metrics_as_json` gave."""
-    kinds = {"node_changed": jnp.int32, "perfect": bool}
-    arrays = {f.name: np.array(found[f.name], float) for f in fields(Metrics)}  # null becomes nan
-    return Metrics(**{name: jnp.asarray(x, kinds.get(name, jnp.float32)) for name, x in arrays.items()})

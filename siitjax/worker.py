@@ -63,8 +63,8 @@ def work(question: Any, start: str, said: IO[str], heard: IO[str]) -> int:
         def compiling(self, index, member):
             say(says="compiling", index=index)
 
-        def epoch(self, index, member, epoch, metrics):
-            say(says="epoch", index=index, epoch=epoch, metrics=metrics.tolist())
+        def epoch(self, index, member, epoch, seen):
+            say(says="epoch", index=index, epoch=epoch, seen=[*map(str, seen)])
 
         def finished(self, index, member, row):
             say(says="finished", index=index, row=row)

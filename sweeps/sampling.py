@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import jax
@@ -19,15 +20,17 @@ from siitjax.compare import by_seed, difference, points
 from siitjax.evaluate import evaluate
 from siitjax.export import load_weights
 from siitjax.files import write_atomically
-from siitjax.report import Verdict, mean, percent
+from siitjax.metrics import share, shares
+from siitjax.report import Verdict, mean
 from siitjax.results import Results, ResultsError, Row
+from siitjax.share import percent
 from siitjax.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key
 
 SUBSETS = "random subsets"
 ONE = "unused: one"
-HELD = 0.999
+HELD = Fraction("0.999")
 """SIIA at which a member holds single swaps, in a comparison of what these do not show; fixed before the first run."""
-MARGIN = 0.1
+MARGIN = Fraction("0.1")
 """Points of accuracy that count as backup behaviour; fixed before the first run."""
 SEEDS = 5
 """Seeds that the verdict needs at least: where none hides anything, fewer would say as much."""
@@ -86,19 +89,24 @@ class Samplings(AgainstFirst):
 def backup(rows: Sequence[Row]) -> Verdict:
     """The verdict, of rows with what was measured after training; see `Samplings` for its rule."""
     one, subsets = by_seed(rows, ONE), by_seed(rows, SUBSETS)
-    pairs = [(a, b) for a, b in zip(one, subsets, strict=True) if min(a["siia"], b["siia"]) >= HELD]
+    pairs = [(a, b) for a, b in zip(one, subsets, strict=True) if all(_holds(row) for row in (a, b))]
     seeds = f"{len(pairs)} of {len(one)} seeds hold single swaps (SIIA 99.9) both ways"
     found = difference([a for a, _ in pairs], [b for _, b in pairs], "hidden")
     if len(pairs) < SEEDS or found.low is None or found.high is None:
         return Verdict("undecided", f"only {seeds}, and the comparison needs {SEEDS}.")
     kind = "supported" if found.low > MARGIN else "contradicted" if found.high < MARGIN else "undecided"
-    shown = sum(100 * a["hidden"] > MARGIN for a, _ in pairs)
+    shown = sum(100 * (share(a, "hidden") or 0) > MARGIN for a, _ in pairs)
     return Verdict(
         kind,
         f"sampled one at a time, unused nodes hide {found.mean:+.3f} points more than in random subsets (95% interval "
-        f"{found.low:+.3f} to {found.high:+.3f}, margin {MARGIN:g}), and more than the margin in {shown} of "
+        f"{found.low:+.3f} to {found.high:+.3f}, margin {float(MARGIN):g}), and more than the margin in {shown} of "
         f"{len(pairs)} seeds; {seeds}.",
     )
+
+
+def _holds(row: Row) -> bool:
+    siia = share(row, "siia")
+    return siia is not None and siia >= HELD
 
 
 def measured(rows: Sequence[Row], results: Results) -> list[Row]:
@@ -109,7 +117,9 @@ def measured(rows: Sequence[Row], results: Results) -> list[Row]:
         if missing := [row for row in rows if row["member"] not in kept]:
             kept |= _measure(missing, results)
             write_atomically(path, json.dumps(list(kept.values()), indent=1) + "\n")
-    return [{**row, **kept[row["member"]]} for row in rows]
+    # The counts are those of the row's own pairs, whose shares are replaced in part.
+    own = [{name: value for name, value in row.items() if name != "counts"} for row in rows]
+    return [{**row, **kept[row["member"]]} for row in own]
 
 
 def _kept(path: Path) -> dict[int, Row]:
@@ -133,12 +143,14 @@ def _measure(rows: Sequence[Row], results: Results) -> dict[int, Row]:
         # Another step than that of the row's own pairs.
         key = draw_key(jax.random.key(row["seed"]), Purpose.FINAL, 1)
         metrics, ablated = measure(load_weights(results.weights(row)), samples, key)
-        shares = {name: float(getattr(metrics, name)) for name in ("siia", "joint_siia", "subset_siia")}
-        shares |= {name: float(getattr(ablated, name)) for name in ("worst_siia", "zero", "mean")}
+        siia = shares(metrics).siia
         found[row["member"]] = {
             "member": row["member"],
-            **shares,
-            "hidden": shares["siia"] - shares["worst_siia"],
+            "siia": float(siia),
+            "joint_siia": float(metrics.joint.share),
+            "subset_siia": float(metrics.subset.share),
+            **{name: float(getattr(ablated, name).share) for name in ("worst_siia", "zero", "mean")},
+            "hidden": float(siia - ablated.worst_siia.share),
             "worst_subset": [*map(str, case.circuit.nodes.named(np.asarray(ablated.worst_subset)))],
         }
     return found

@@ -96,8 +96,8 @@ class Heard(Watcher):
     def compiling(self, index, member):
         self.hear("compiling", index)
 
-    def epoch(self, index, member, epoch, metrics):
-        self.hear("epoch", index, epoch, metrics.tolist())
+    def epoch(self, index, member, epoch, seen):
+        self.hear("epoch", index, epoch, seen)
 
     def finished(self, index, member, row):
         assert row == {"member": index}

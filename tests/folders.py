@@ -1,38 +1,33 @@
 """What the tests of a model's folder share: a trained model made up, and left_greater's folder."""
 
-from dataclasses import fields
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import cases
-from siitjax.evaluate import Metrics
 from siitjax.folder import write_folder
+from siitjax.metrics import Metrics, Tally, shares
 from siitjax.trained import Trained
 from tests.parity import random_model
 
 FILES = ["README.md", "circuit.json", "config.json", "metrics.json", "model.safetensors", "vocab.json"]
 
 
-def trained(name: str, **metrics) -> Trained:
+def tally(right, of) -> Tally:
+    return Tally(np.asarray(right), np.asarray(of))
+
+
+def trained(name: str, **metrics: Tally) -> Trained:
     """A case's transformer with random weights, metrics made up, and a member's description."""
     case = cases.build(name)
     n_circuit, n_unused = (int(mask.sum()) for mask in (case.circuit.circuit_mask, case.circuit.unused_mask))
-    made_up = {
-        f.name: jnp.float32(0.5) for f in fields(Metrics) if not f.name.startswith("node") and f.name != "perfect"
-    }
-    shares = jnp.linspace(0.25, 1, n_circuit, dtype=jnp.float32)
-    measured = Metrics(
-        **(made_up | metrics),
-        node_iia=shares,
-        node_changed_iia=shares.at[0].set(jnp.nan),
-        node_changed=jnp.arange(n_circuit),
-        node_siia=jnp.ones(n_unused),
-        perfect=jnp.bool(False),
-    )
+    some = tally(np.linspace(1, 4, n_circuit).astype(int), np.full(n_circuit, 4))
+    made_up = {"node": some, "changed": tally(np.arange(n_circuit), np.arange(n_circuit)), "whole": some}
+    made_up |= {name: tally(1, 2) for name in ("base", "joint", "subset")}
+    made_up |= {"unused": tally(np.full(n_unused, 4), np.full(n_unused, 4))}
+    measured = shares(Metrics(**(made_up | metrics)))
     member = {"setting": "made up", "seed": 3, "hyperparams": {"beta2": 0.9}, "training": {"epochs": 7}}
     about = {"member": {**member, "case": case.describe()}}
     return Trained(case, random_model(case.config), measured, about)

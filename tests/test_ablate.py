@@ -2,6 +2,7 @@
 other, whose figures are worked out on paper."""
 
 from dataclasses import replace
+from fractions import Fraction
 from itertools import combinations
 from statistics import fmean
 
@@ -18,6 +19,7 @@ from siitjax.case import Case
 from siitjax.circuit import Variable
 from siitjax.evaluate import evaluate
 from siitjax.forms import BATCH_LAST, PLAIN
+from siitjax.metrics import shares
 from siitjax.nodes import Node, head, mlp
 from siitjax.transformer import Transformer
 from tests.test_evaluate import case_of, samples_of
@@ -34,8 +36,10 @@ ablated = eqx.filter_jit(ablate)
 
 def worst(model, case, base, source, form=None):
     """Compiled anew each time, as the module's numbers change."""
-    compiled = jax.jit(lambda model, base, source: worst_subset(model, case, base, source, form=form))
-    return compiled(model, base, source)
+    tally, mask = jax.jit(lambda model, base, source: worst_subset(model, case, base, source, form=form))(
+        model, base, source
+    )
+    return tally.share, mask
 
 
 ANSWER = Variable("answer", ("tokens",), always_one, head(0, 1))
@@ -128,7 +132,8 @@ def test_of_many_unused_nodes_it_is_built_by_adding_the_worst_until_none_is_wors
                 break
             least = min(tried.values())
             built = next(nodes for nodes, share in tried.items() if share == least)
-        share, mask = compiled(model, base, source)
+        tally, mask = compiled(model, base, source)
+        share = tally.share
         assert len(built) == nodes
         assert set(nodes_of(FEW, mask)) == set(built)
         assert float(share) == pytest.approx(least, abs=TOLERANCE)
@@ -146,7 +151,7 @@ def test_ablated_nodes_give_zero_or_their_mean_at_each_position(case):
         half_right = biased(model, margins_of(model, samples, held, unused(case)), 0.5)
         wanted = right(half_right, samples, held, unused(case))
         assert 0.2 < wanted < 0.8
-        assert float(eqx.filter_jit(function)(half_right, case, samples)) == pytest.approx(wanted, abs=TOLERANCE)
+        assert float(eqx.filter_jit(function)(half_right, case, samples).share) == pytest.approx(wanted, abs=TOLERANCE)
 
 
 def test_without_unused_nodes_nothing_is_ablated():
@@ -157,8 +162,8 @@ def test_without_unused_nodes_nothing_is_ablated():
     assert not unused(case)
     assert not found.worst_subset.any()
     wanted = right(model, samples, sites_of(model, samples), ())
-    for share in (found.worst_siia, found.zero, found.mean):
-        assert float(share) == pytest.approx(wanted, abs=TOLERANCE)
+    for tally in (found.worst_siia, found.zero, found.mean):
+        assert float(tally.share) == pytest.approx(wanted, abs=TOLERANCE)
 
 
 def is_left(tokens):
@@ -209,9 +214,9 @@ def test_the_worst_subset_shows_backup_behaviour_that_single_swaps_do_not():
     model = backed_up()
     base, source = strings("((((()))"), strings("(((()()(")
     share, mask = worst(model, KIND, base, source)
-    assert float(share) == pytest.approx(1 - 3 * 5 / (8 * 6), abs=TOLERANCE)
+    assert share == 1 - Fraction(3 * 5, 8 * 6)
     assert [str(node) for node in nodes_of(KIND, mask)] == ["L0H0", "L0H2"]
-    metrics = measure(model, KIND, base, key=KEY)
+    metrics = shares(measure(model, KIND, base, key=KEY))
     assert metrics.accuracy == metrics.siia == 1
     assert metrics.joint_siia < 1
 
@@ -222,16 +227,16 @@ def test_pairs_are_those_of_the_metrics():
     seen = set()
     for i in range(4):
         key = jax.random.key(i)
-        joint = float(measure(model, KIND, samples, key=key).joint_siia)
-        assert float(ablated(model, KIND, samples, key=key).worst_siia) == pytest.approx(joint, abs=TOLERANCE)
-        seen.add(round(joint, 6))
+        joint = measure(model, KIND, samples, key=key).joint.share
+        assert ablated(model, KIND, samples, key=key).worst_siia.share == joint
+        seen.add(joint)
     assert len(seen) > 1
 
 
 def test_at_0_a_backup_is_silent_and_its_mean_votes_as_most_samples_do():
     """Over 7 ( and one ), the two unused votes are 2 * 6/8 for (, more than the one; over 5 and 3, 2 * 2/8, less."""
     model = backed_up()
-    for letters, mean in (("((((((()", 1 - 5 / (8 * 6)), ("((((()))", 1.0)):
+    for letters, mean in (("((((((()", 1 - Fraction(5, 8 * 6)), ("((((()))", 1)):
         samples = strings(letters)
-        assert eqx.filter_jit(zero_ablation)(model, KIND, samples) == 1
-        assert float(eqx.filter_jit(mean_ablation)(model, KIND, samples)) == pytest.approx(mean, abs=TOLERANCE)
+        assert eqx.filter_jit(zero_ablation)(model, KIND, samples).share == 1
+        assert eqx.filter_jit(mean_ablation)(model, KIND, samples).share == mean

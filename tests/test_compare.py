@@ -5,7 +5,7 @@ import math
 import pytest
 
 from siitjax.compare import lag
-from siitjax.report import Verdict, percent, summarise
+from siitjax.report import Verdict, summarise
 from siitjax.results import Row
 from sweeps.betas import Betas
 
@@ -66,10 +66,6 @@ def test_a_summary_has_wilsons_interval_and_medians():
 def test_no_median_without_convergence():
     (found,) = summarise(setting(100, 100))
     assert found.median_epochs is None
-
-
-def test_a_percentage_is_never_rounded_up_to_a_hundred():
-    assert [percent(1.0), percent(0.99999), percent(0.5)] == ["100", "99.99", "50.00"]
 
 
 def sweep(**epochs: tuple[int, ...]) -> list[Row]:

@@ -14,6 +14,7 @@ import pytest
 import siitjax.sweep
 from siitjax.lanes import Program, compile_program
 from siitjax.launch import Waiting
+from siitjax.metrics import shares
 from siitjax.sweep import Engine, Watcher
 from siitjax.train import Stop, TrainConfig
 from tests.engine import MEMBERS, OTHER, QUEUE, Heard, assert_alone, on, program, run, solo
@@ -46,9 +47,9 @@ def test_a_watcher_hears_each_member_start_run_every_epoch_once_and_finish(lanes
     for index in range(len(MEMBERS)):
         events = [(name, *what) for name, i, *what in heard.events if i == index]
         waited = [("compiling",)] if index < 2 else []  # the first of each bucket
-        seen = heard.outcomes[index].history.metrics
-        curves = np.stack([seen.accuracy, seen.iia, seen.siia], 1).tolist()
-        epochs = [("epoch", i, metrics) for i, metrics in enumerate(curves, start=1)]
+        outcome = heard.outcomes[index]
+        curves = [shares(outcome.history.metrics.at(epoch)) for epoch in range(outcome.epochs)]
+        epochs = [("epoch", i, (seen.accuracy, seen.iia, seen.siia)) for i, seen in enumerate(curves, start=1)]
         assert events == [*waited, ("started", 0), *epochs, ("keep",), ("finished",)]
 
 

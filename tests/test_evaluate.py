@@ -3,9 +3,8 @@
 The reference runs the transformer and the circuit under one swap at a time, then only compares, counts and divides.
 """
 
-import math
 from dataclasses import replace
-from statistics import fmean
+from fractions import Fraction
 
 import chex
 import equinox as eqx
@@ -19,19 +18,17 @@ from siitjax.case import Case
 from siitjax.circuit import Variable
 from siitjax.evaluate import evaluate
 from siitjax.forms import BATCH_LAST
+from siitjax.metrics import NAMES, shares
 from siitjax.nodes import head
 from siitjax.transformer import LayerNorm, Transformer
 from tests.test_interchange import model_of, run_transformer
-
-TOLERANCE = 1e-6
-"""Rounding of a share and of a mean of shares in float32."""
 
 KEY = jax.random.key(5)
 jitted = eqx.filter_jit(evaluate)
 
 
 def evaluated(model, case, samples, key=KEY, embedding=False):
-    return jitted(model, case, samples, key=key, embedding=embedding)
+    return shares(jitted(model, case, samples, key=key, embedding=embedding))
 
 
 def copy(tokens):
@@ -94,30 +91,25 @@ def by_hand(model: Transformer, case: Case, samples, embedding: bool = False) ->
                     right_changed[j].append(sample[-1])
             right[j] += sample
             whole[j].append(all(sample))
-    share = lambda hits: fmean(hits) if hits else math.nan
+    share = lambda hits: Fraction(sum(hits), len(hits)) if hits else None
+    mean = lambda found: sum(found := [*found]) / len(found)
     used, unused = slice(1, 1 + n_used), slice(1 + n_used, 1 + n_used + n_unused)
     changed = [share(hits) for hits in right_changed[used]]
     return {
         "accuracy": share(right[0]),
-        "iia": fmean(map(share, right[used])),
-        "changed_iia": fmean(x for x in changed if not math.isnan(x)),
-        "worst_changed_iia": min(x for x in changed if not math.isnan(x)),
-        "sequence_iia": fmean(map(share, whole[used])),
-        "siia": fmean(map(share, right[unused])),
+        "iia": mean(map(share, right[used])),
+        "changed_iia": mean(x for x in changed if x is not None),
+        "worst_changed_iia": min(x for x in changed if x is not None),
+        "sequence_iia": mean(map(share, whole[used])),
+        "siia": mean(map(share, right[unused])),
         "joint_siia": share(right[unused.stop]),
         "subset_siia": share(right[unused.stop + 1]),
-        "node_iia": list(map(share, right[used])),
-        "node_changed_iia": changed,
-        "node_changed": list(map(len, right_changed[used])),
-        "node_siia": list(map(share, right[unused])),
+        "node_iia": tuple(map(share, right[used])),
+        "node_changed_iia": tuple(changed),
+        "node_changed": tuple(map(len, right_changed[used])),
+        "node_siia": tuple(map(share, right[unused])),
         "perfect": all(map(all, right[: unused.stop])),
     }
-
-
-def assert_metrics(got, wanted: dict):
-    assert set(vars(got)) == set(wanted)
-    for name, value in wanted.items():
-        np.testing.assert_allclose(getattr(got, name), value, rtol=0, atol=TOLERANCE, err_msg=name)
 
 
 def lively(case: Case) -> Transformer:
@@ -158,31 +150,33 @@ def test_every_metric_is_what_counting_token_by_token_gives(case, embedding):
     model, samples = lively(case), samples_of(case, 40)
     got = evaluated(model, case, samples, embedding=embedding)
     wanted = by_hand(model, case, samples, embedding)
-    assert_metrics(got, wanted)
-    shares = [value for name, value in wanted.items() if name.endswith("a") and not name.startswith("node")]
-    assert all(0 < share < 1 for share in shares)
+    assert {name: getattr(got, name) for name in NAMES} == wanted
+    scores = [value for name, value in wanted.items() if name.endswith("a") and not name.startswith("node")]
+    assert all(0 < share < 1 for share in scores)
 
 
-def test_a_node_whose_swap_changes_no_label_is_nan_there_and_left_out_of_the_mean_and_the_worst():
+def test_a_node_whose_swap_changes_no_label_is_none_there_and_left_out_of_the_mean_and_the_worst():
     metrics = evaluated(lively(WITH_IDLE), WITH_IDLE, samples_of(WITH_IDLE, 40))
     assert metrics.node_changed[0] == 0
-    assert np.isnan(metrics.node_changed_iia).tolist() == [True, False, False]
-    assert metrics.worst_changed_iia == metrics.node_changed_iia[1:].min()
-    assert float(metrics.changed_iia) == pytest.approx(float(metrics.node_changed_iia[1:].mean()), abs=TOLERANCE)
+    none, *others = metrics.node_changed_iia
+    assert none is None
+    first, second = (share or Fraction(0) for share in others)
+    assert 0 < min(first, second) == metrics.worst_changed_iia
+    assert metrics.changed_iia == (first + second) / 2
 
 
 def test_where_no_swap_changes_a_label_no_node_is_the_worst():
     alike = jnp.repeat(samples_of(WITH_IDLE, 1), 40, axis=0)
     metrics = evaluated(lively(WITH_IDLE), WITH_IDLE, alike)
-    assert not metrics.node_changed.any()
-    assert np.isnan([metrics.changed_iia, metrics.worst_changed_iia]).all()
+    assert metrics.node_changed == (0, 0, 0)
+    assert metrics.changed_iia is metrics.worst_changed_iia is None
 
 
 def test_without_unused_nodes_siia_is_whole_and_a_joint_swap_is_none():
     counts, *others = left_greater.CASE.variables
     case = case_of(left_greater.CASE, replace(counts, node=head(0, 0)), *others, d_model=6, d_head=6)
     metrics = evaluated(lively(case), case, samples_of(case, 40))
-    assert metrics.node_siia.shape == (0,)
+    assert metrics.node_siia == ()
     assert metrics.siia == 1
     assert 0 < metrics.accuracy < 1
     assert metrics.joint_siia == metrics.subset_siia == metrics.accuracy
@@ -192,7 +186,7 @@ def test_without_unused_nodes_siia_is_whole_and_a_joint_swap_is_none():
 def test_chunks_bound_the_memory_and_not_the_result():
     case = WITH_IDLE
     model, samples = lively(case), samples_of(case, 40)
-    whole = evaluated(model, case, samples)
+    whole = jitted(model, case, samples, key=KEY)
     form = BATCH_LAST._replace(at_once=9)
     chex.assert_trees_all_equal(jitted(model, case, samples, key=KEY, form=form), whole)
 
@@ -218,8 +212,8 @@ def test_every_sample_is_the_source_of_one_other_in_an_order_that_the_key_decide
     changed = set()
     for i in range(4):
         metrics = evaluated(answering(case, 0, 2), case, samples, key=jax.random.key(i))
-        assert float(metrics.iia) == pytest.approx(float((samples != 3).mean()), abs=TOLERANCE)
-        changed.add(int(metrics.node_changed[0]))
+        assert metrics.iia == Fraction(int((samples != 3).sum()), samples.size)
+        changed.add(metrics.node_changed[0])
     assert len(changed) > 1
 
 
@@ -232,8 +226,8 @@ def test_always_answering_no_hides_in_iia_but_not_on_changed_labels():
     samples = jnp.full((14, 15), 2, jnp.int32).at[:, 0].set(0).at[jnp.arange(14), 1 + jnp.arange(14)].set(3)
     metrics = evaluated(answering(case, 0), case, samples)
     assert metrics.accuracy == 1
-    assert float(metrics.iia) == pytest.approx(1 - int(metrics.node_changed[0]) / (14 * 15), abs=TOLERANCE)
-    assert 1 - 2 / 15 - TOLERANCE <= metrics.iia < 1
+    assert metrics.iia == 1 - Fraction(metrics.node_changed[0], 14 * 15)
+    assert 1 - Fraction(2, 15) <= metrics.iia < 1
     assert metrics.changed_iia == metrics.worst_changed_iia == 0
 
 
@@ -245,7 +239,7 @@ def test_on_paren_checker_always_answering_no_is_half_right_on_labels_that_the_c
     metrics = evaluated(answering(case, 2, 0), case, validation, embedding=True)
     assert min(metrics.accuracy, metrics.iia, metrics.siia) > 0.8
     embed, counts, *_ = metrics.node_changed_iia
-    assert embed == counts == 0.5
+    assert embed == counts == Fraction(1, 2)
     assert not metrics.perfect
 
 
@@ -278,12 +272,12 @@ def test_perfect_is_no_token_wrong_under_any_one_swap_whatever_a_joint_swap_does
     assert {name for name in ("accuracy", "iia", "siia") if getattr(metrics, name) < 1} == {imperfect}
 
 
-def test_a_share_is_exactly_1_where_all_is_right_and_never_below_0_where_all_is_wrong():
+def test_a_share_is_exactly_1_where_all_is_right_and_0_where_all_is_wrong():
     samples = samples_of(ALWAYS_0, 40)
     right, wrong = (evaluated(answering(ALWAYS_0, i), ALWAYS_0, samples) for i in (0, 1))
-    for name in ("accuracy", "iia", "sequence_iia", "siia", "joint_siia", "subset_siia", "node_iia", "node_siia"):
-        assert np.all(getattr(right, name) == 1), name
-        share = np.asarray(getattr(wrong, name))
-        assert np.all((share >= 0) & (share <= TOLERANCE)), name
+    for name in ("accuracy", "iia", "sequence_iia", "siia", "joint_siia", "subset_siia"):
+        assert (getattr(right, name), getattr(wrong, name)) == (1, 0), name
+    for name in ("node_iia", "node_siia"):
+        assert (set(getattr(right, name)), set(getattr(wrong, name))) == ({1}, {0}), name
     assert right.perfect
     assert not wrong.perfect

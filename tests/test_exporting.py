@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -19,9 +18,9 @@ from siitjax.export import save_weights
 from siitjax.exporting import Export
 from siitjax.folder import read_model
 from siitjax.lens import from_lens_config, lens_config
-from siitjax.trained import metrics_as_json, save_trained
+from siitjax.trained import save_trained
 from siitjax.transformer import TransformerConfig
-from tests.folders import FILES, bits, trained
+from tests.folders import FILES, bits, tally, trained
 from tests.folders import folder as folder
 from tests.hooked import VARIANTS
 
@@ -99,12 +98,12 @@ def test_weights_that_are_not_the_transformers_are_refused_and_all_of_them_named
 
 
 def test_the_command_exports_a_member_with_the_metrics_of_its_row_and_all_members_of_a_sweep(tmp_path, capsys):
-    run, ours = tmp_path / "run", trained("left_greater", accuracy=jnp.float32(0.75))
+    run, ours = tmp_path / "run", trained("left_greater", base=tally(3, 4))
     assert ours.metrics is not None
     (run / "members").mkdir(parents=True)
     for index in (0, 1):
         save_weights(run / "members" / f"{index:04d}.safetensors", ours.model, ours.about)
-    rows = [{"member": index, **metrics_as_json(ours.metrics)} for index in (1, 0)]
+    rows = [{"member": index, **ours.metrics.to_json()} for index in (1, 0)]
     (run / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for argv in ((f"{run}/members/0001.safetensors", f"{tmp_path}/one"), ("--all", str(run), f"{tmp_path}/all")):
         with pytest.raises(SystemExit, match=r"^0$"):
@@ -113,7 +112,7 @@ def test_the_command_exports_a_member_with_the_metrics_of_its_row_and_all_member
     assert said[1] == f"2 members of {run} are exported to {tmp_path}/all"
     for out in (tmp_path / "one", tmp_path / "all" / "0000", tmp_path / "all" / "0001"):
         assert sorted(path.name for path in out.iterdir()) == FILES
-        assert "| accuracy | 75.00 |" in (out / "README.md").read_text()
+        assert "| accuracy | 75 |" in (out / "README.md").read_text()
         loaded = cases.load(str(out))
         assert loaded.metrics is not None
         assert float(loaded.metrics.accuracy) == 0.75

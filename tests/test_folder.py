@@ -12,7 +12,6 @@ import pytest
 import cases
 from siitjax.folder import read_model, write_folder
 from siitjax.nodes import NodeList
-from siitjax.trained import metrics_as_json
 from siitjax.truth import edges, ground_truth, possible_edges
 from tests.folders import FILES, bits, trained
 from tests.folders import folder as folder
@@ -57,7 +56,7 @@ def test_we_load_it_again_bit_for_bit(folder):
     assert loaded.case.describe() == ours.case.describe()
     assert loaded.metrics is not None
     assert ours.metrics is not None
-    assert metrics_as_json(loaded.metrics) == metrics_as_json(ours.metrics)
+    assert loaded.metrics.to_json() == ours.metrics.to_json()
 
 
 @pytest.mark.parametrize("name", EDGES)
@@ -133,8 +132,8 @@ def test_the_card_draws_the_circuit_and_tells_the_metrics(folder):
     for edge in EDGES["left_greater"].split():
         assert f"    {edge.replace('>', ' --> ')}\n" in text
     assert "| counts | tokens | L0H1 | `blocks.0.attn.hook_z[1]` |" in text
-    assert "| accuracy | 50.00 |" in text
-    assert "| L0H1 | 0 | 25.00 | - |" in text
+    assert "| accuracy | 50 |" in text
+    assert "| L0H1 | 0 | 25 | - |" in text
     assert "| MLP0 | 1 | 100 | 100 |" in text
     assert "| beta2 | 0.9 |" in text
 

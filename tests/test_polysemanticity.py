@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import cases
-from siitjax.evaluate import Metrics
+from siitjax.metrics import Metrics, Tally
 from siitjax.neuron_summary import Model
 from siitjax.results import Results
 from siitjax.sweep import Outcome
@@ -118,8 +118,9 @@ def swept(tmp_path) -> Path:
     """What a sweep of two copies of left_greater would leave, with random weights; seed 0 alone converged."""
     members = tuple(Capacity(models=("1+1",), d_mlp=(4,), seeds=2).members())
     results = Results(tmp_path / "capacity", Capacity.title, members)
-    found = {f.name: jnp.ones(2 if f.name.startswith("node") else ()) for f in fields(Metrics)}
-    metrics = Metrics(**found | {"node_changed": jnp.ones(2, int), "perfect": jnp.asarray(True)})
+    one, two = (Tally(np.ones(shape, int), np.ones(shape, int)) for shape in ((), 2))
+    each = {"node": two, "changed": two, "whole": two, "unused": two}
+    metrics = Metrics(**{f.name: each.get(f.name, one) for f in fields(Metrics)})
     rng, shape = np.random.default_rng(0), members[0].config.case.config
     blank = jax.eval_shape(lambda: init_transformer(shape, key=jax.random.key(0)))
     model = jax.tree.map(lambda w: jnp.asarray(0.1 * rng.standard_normal(w.shape), w.dtype), blank)

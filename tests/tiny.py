@@ -16,8 +16,8 @@ rounding, 1e-7 of a gradient, Adam makes no more than rate * 1e-7 / eps a step, 
 runs are 8 steps long. (At eps 1e-8 Adam would make whole steps of the rounding in a gradient that is exactly 0, as
 that of the keys' bias is.)"""
 
-TOKENS_OFF = 2 / (40 * 6)
-"""For the same reason a token whose two largest logits agree to the last bits may count differently."""
+TOKENS_OFF = 2
+"""Of 240: for the same reason a token whose two largest logits agree to the last bits may count differently."""
 
 EPOCHS = 4
 

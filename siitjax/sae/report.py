@@ -12,11 +12,12 @@ from rich import box
 from rich.table import Table
 
 from siitjax.compare import Points, points
-from siitjax.report import COLOURS, STYLE, mean, percent
+from siitjax.report import COLOURS, STYLE, mean
 from siitjax.sae.kinds import KINDS
 from siitjax.sae.results import Row
 from siitjax.sae.site import HOOKS
 from siitjax.sae.study import Cost
+from siitjax.share import percent
 
 CONTROLS = ("neurons", "PCA", "random")
 """Dictionaries that nothing was trained for."""
@@ -36,7 +37,7 @@ def best_settings(rows: Sequence[Row], kind: str, score: str = "recovered", *, t
 def average(rows: Sequence[Row], name: str) -> float:
     """The mean of a score over the rows that have it; nan where none has."""
     found = mean(rows, name)
-    return float("nan") if found is None else found
+    return float("nan") if found is None else float(found)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def kinds_table(rows: Sequence[Row], title: str) -> Table:
         if not ours:
             continue
         shown = {name: mean(ours, name) for name in columns}
-        cells = [percent(x) if x is None or name != "l0" else f"{x:.1f}" for name, x in shown.items()]
+        cells = [percent(x) if x is None or name != "l0" else f"{float(x):.1f}" for name, x in shown.items()]
         table.add_row(kind if trained else f"{kind}, untrained model", f"{len(ours)}", *cells)
     table.caption = (
         "in %, means over the sites and seeds, each site at the sparsity that recovers most; coverage: values found at "

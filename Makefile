@@ -5,13 +5,18 @@ RUN := .venv/bin/python
 TORCH := torch==2.13.0
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: betas test check clean
+.PHONY: betas test proofs check clean
 
 betas: .venv/run
 	$(RUN) -m sweeps.betas
 
+# A process a core, each of which takes whole files.
 test: .venv/test
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder --durations=10
+
+# What takes too long for every change, with XLA as users have it.
+proofs: .venv/test
+	XLA_FLAGS= $(RUN) -m pytest -m slow
 
 check: .venv/test
 	$(RUN) -m ruff check

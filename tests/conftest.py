@@ -1,12 +1,49 @@
-"""What every test runs under: strict rank and dtype promotion. (Warnings are errors, and jaxtyping with beartype
-checks every annotation: pyproject.toml.)"""
+"""What every test runs under: strict rank and dtype promotion, and programs that are compiled fast and once. (Warnings
+are errors, and jaxtyping with beartype checks every annotation: pyproject.toml.)
+"""
+
+import os
+import tempfile
 
 import jax
 import jaxtyping
 import pytest
 
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+"""XLA compiles in a quarter of the time, to slower programs. XLA_FLAGS in the environment decides otherwise: empty, it
+has the tests run what users run, as `make proofs` does."""
+
+LONGEST = ("test_pool", "test_chaos", "test_betas", "test_engine")
+"""The files that take longest, which come first: else one process would run them while the others have ended."""
+
+os.environ.setdefault("XLA_FLAGS", QUICK)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_configure(config):
+    """Programs are compiled once for all tests and all processes that they start. They lie in a folder of this run,
+    or where JAX_COMPILATION_CACHE_DIR says."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        folder = tempfile.TemporaryDirectory(prefix="siitjax-tests-", ignore_cleanup_errors=True)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+        config.add_cleanup(folder.cleanup)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+@pytest.fixture(scope="session")
+def commands():
+    """Runs command lines, all tests' in one process."""
+    from tests.commands import in_one_process  # which imports siitjax, once its annotations are to be checked
+
+    with in_one_process() as commands:
+        yield commands
 
 
 @pytest.fixture

@@ -6,19 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from jax.stages import Compiled, Lowered
 
 import siitjax.lanes
 from siitjax.checkpoint import Checkpoints, find, load
 from siitjax.lanes import Batching, Program, compile_program
 from siitjax.launch import Waiting
 from siitjax.objective import Sampling
-from siitjax.policy import use_compilation_cache
 from siitjax.sweep import Engine, Member, Outcome, Watcher
 from siitjax.train import Stop, TrainConfig, draw_data, make_train
 from tests.tiny import CONFIG, DIVERGES, EPOCHS, LEARNS, STAYS
@@ -35,16 +35,16 @@ QUEUE = [Member(name, seed, CONFIG, HYPERS[name]) for seed in range(4) for name 
 SWEEP = "the digest of this sweep"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled_before():
-    """Programs come from the disk where an earlier run of the tests left them."""
-    before = jax.config.values["jax_compilation_cache_dir"]
-    use_compilation_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-    reset_cache()  # or later tests would go on reading programs from it
+AS_USERS: Any = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+"""XLA's own defaults, where other tests compile quickly: what one lane and several give is the same to the last bit
+only as users compile it."""
 
 
+def compile_as_users(lowered: Lowered) -> Compiled:
+    return compile_quickly(lowered, compiler_options=AS_USERS)
+
+
+compile_quickly = Lowered.compile
 traces = Counter()
 
 
@@ -64,6 +64,7 @@ def program(config: TrainConfig, lanes: int, batching: Batching = "map") -> Prog
     """Each is compiled once for all these tests, and traced once in that."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(siitjax.lanes, "make_train", counted)
+        patch.setattr(Lowered, "compile", compile_as_users)
         before = traces[config]
         made = compile_program(config, lanes, batching=batching)
         assert traces[config] == before + 1
@@ -140,7 +141,7 @@ def run(members, compiled, heard=None, *, order=None, folder: Path | None = None
 @cache
 def solo_functions(config: TrainConfig):
     train = make_train(config)
-    return jax.jit(train.init), jax.jit(train.advance), jax.jit(train.measure)
+    return [jax.jit(f, compiler_options=AS_USERS) for f in (train.init, train.advance, train.measure)]
 
 
 @cache

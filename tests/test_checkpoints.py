@@ -20,7 +20,6 @@ from siitjax.launch import Waiting
 from siitjax.sweep import Engine, Member
 from siitjax.train import make_train
 from tests.engine import SWEEP, Heard, assert_alone, on, program, run, solo
-from tests.engine import compiled_before as compiled_before
 from tests.tiny import CONFIG, SLOW, STAYS
 
 LASTING = [Member("lasts", seed, CONFIG, replace(SLOW, lr_start=1e-4, lr_end=1e-4)) for seed in (0, 1, 3, 4, 5)]

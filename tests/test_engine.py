@@ -18,7 +18,6 @@ from siitjax.metrics import shares
 from siitjax.sweep import Engine, Watcher
 from siitjax.train import Stop, TrainConfig
 from tests.engine import MEMBERS, OTHER, QUEUE, Heard, assert_alone, on, program, run, solo
-from tests.engine import compiled_before as compiled_before
 from tests.tiny import CONFIG, TOKENS_OFF, TOLERANCE
 
 

@@ -15,7 +15,6 @@ from siitjax.lanes import Program
 from siitjax.policy import Compiler, Policy, choose_policy
 from siitjax.train import TrainConfig
 from tests.engine import QUEUE, assert_alone, program, run
-from tests.engine import compiled_before as compiled_before
 from tests.tiny import CONFIG
 
 FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes")

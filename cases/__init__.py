@@ -1,22 +1,29 @@
-"""The cases: one file a task, and the one table of them."""
+"""The cases: one file a task, and the one table of them.
+
+A task's file is imported when it is asked for, so that one with an error in it breaks no command about another.
+"""
 
 import os
+import warnings
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-from cases import duplicate_remover, left_greater, paren_checker, unique_extractor
 from siitjax.case import Case
 from siitjax.choice import check_choice
 from siitjax.circuit import Counterfactual
 from siitjax.combine import combine
-from siitjax.errors import UserError
+from siitjax.errors import UserError, one_line
 from siitjax.trained import Trained, read_trained
 
-CASES: tuple[Case, ...] = (duplicate_remover.CASE, left_greater.CASE, paren_checker.CASE, unique_extractor.CASE)
-"""In the order of the numbers that Anders & Garriga-Alonso 2024 give them."""
+TASKS = ("duplicate_remover", "left_greater", "paren_checker", "unique_extractor")
+"""The tasks' names, which are those of their files, in the order of the numbers that Anders & Garriga-Alonso 2024 give
+them."""
+CASES: tuple[Case, ...]
+"""Their cases; of all files that can be imported."""
 MODELS = tuple("+".join(names) for n in range(1, 5) for names in combinations("0123", n))
 """The shipped models: every subset of those four tasks, by number."""
 SHIPPED = Path(__file__).parent / "models"
@@ -27,12 +34,28 @@ def find(name: str) -> Case:
 
     Raises:
         UserError: there is none; the message names the nearest.
+        Exception: of whatever kind, the task's file cannot be imported.
     """
-    if name.isdecimal() and int(name) < len(CASES):
-        return CASES[int(name)]
-    names = [case.name for case in CASES]
-    check_choice("case", name, names)
-    return CASES[names.index(name)]
+    if name.isdecimal() and int(name) < len(TASKS):
+        name = TASKS[int(name)]
+    check_choice("case", name, TASKS)
+    case: Case = import_module(f"cases.{name}").CASE
+    if case.name != name:
+        raise UserError(f'cases/{name}.py declares a case called "{case.name}"; give it the name of its file')
+    return case
+
+
+def __getattr__(name: str) -> Any:
+    if name != "CASES":
+        raise AttributeError(f"cases has no {name}")
+    found = []
+    for task in TASKS:
+        try:
+            found.append(find(task))
+        except Exception as error:
+            words = f"cases/{task}.py cannot be used, and is left out: {type(error).__name__}: {one_line(error)}"
+            warnings.warn(words, stacklevel=2)
+    return tuple(found)
 
 
 def find_all(names: str) -> tuple[Case, ...]:
@@ -43,8 +66,7 @@ def find_all(names: str) -> tuple[Case, ...]:
     """
     if not all(name.strip() for name in names.split("+")):
         raise UserError(
-            f'"{names}" names no case, or an empty one; '
-            f"give one of {', '.join(case.name for case in CASES)}, or several with + between"
+            f'"{names}" names no case, or an empty one; give one of {", ".join(TASKS)}, or several with + between'
         )
     return tuple(find(name.strip()) for name in names.split("+"))
 
@@ -88,7 +110,7 @@ def build(
 
 def number(names: str) -> str:
     """The tasks that `names` lists, by name or number, as their numbers in order: "0+1"; "" where one is unknown."""
-    known = {str(i): str(i) for i in range(len(CASES))} | {case.name: str(i) for i, case in enumerate(CASES)}
+    known = {str(i): str(i) for i in range(len(TASKS))} | {name: str(i) for i, name in enumerate(TASKS)}
     found = [known.get(word.strip(), "") for word in names.split("+")]
     return "+".join(sorted(found)) if all(found) else ""
 
@@ -122,7 +144,7 @@ def locate(name: str | Path) -> Path:
         return SHIPPED / f"{code}.safetensors"
     path = Path(name)
     if isinstance(name, str) and not (path.exists() or path.suffix or os.sep in name):
-        check_choice("the model", name, (*MODELS, *(case.name for case in CASES)))
+        check_choice("the model", name, (*MODELS, *TASKS))
     return path
 
 

@@ -81,10 +81,13 @@ class Case:
         if not self.strata and self.drawn is None:
             raise UserError("the case lists no strata; it needs at least one sampler of strings")
         tokens = jax.ShapeDtypeStruct((self.n_ctx,), jnp.int32)
-        label = jax.eval_shape(lambda tokens: self.circuit(tokens)[0], tokens).shape
+        label = jax.eval_shape(lambda tokens: self.circuit(tokens)[0], tokens)
         expected = (self.n_ctx, *self.loss.label_shape(self.n_outputs))
-        if label != expected:
-            raise UserError(f"the label has shape {label}, but {self.loss} takes {expected}, tokens first")
+        if label.shape != expected:
+            raise UserError(f"the label has shape {label.shape}, but {self.loss} takes {expected}, tokens first")
+        if label.dtype.kind not in self.loss.takes:
+            kinds = "numbers, of a float dtype" if "f" in self.loss.takes else "classes, of an integer dtype or bool"
+            raise UserError(f"the label is of {label.dtype}, but {self.loss} takes {kinds}")
 
     @cached_property
     def config(self) -> TransformerConfig:

@@ -43,6 +43,28 @@ class Variable:
     compute: Callable[..., Array]
     node: Node | None = None
 
+    def value(self, *read: Shaped[Array, "seq ..."]) -> Shaped[Array, "seq ..."]:
+        """What `compute` makes of the values that it reads.
+
+        Whatever is raised inside keeps its traceback, and gets a note that names the variable.
+
+        Raises:
+            UserError: it is not of as many tokens as what is read.
+        """
+        try:
+            found = self.compute(*read)
+        except Exception as error:
+            error.add_note(
+                f'It was raised by the variable "{self.name}", which is computed from {_listed(self.reads)}.'
+            )
+            raise
+        if any(np.shape(found)[:1] != x.shape[:1] for x in read):
+            raise UserError(
+                f'the variable "{self.name}" has shape {np.shape(found)}, but what it reads has {len(read[0])} tokens; '
+                "it must give an array of as many, tokens first"
+            )
+        return found
+
 
 @dataclass(frozen=True)
 class Circuit:
@@ -145,8 +167,8 @@ class Circuit:
 
         values = {TOKENS: swapped(EMBED, 0, tokens)}
         for i, v in enumerate(self.ordered, start=1):
-            values[v.name] = swapped(v.node, i, v.compute(*(values[name] for name in v.reads)))
-        return values[self.variables[-1].name], tuple(values.values())
+            values[v.name] = swapped(v.node, i, v.value(*(values[name] for name in v.reads)))
+        return as_label(values[self.variables[-1].name]), tuple(values.values())
 
     def _check(self, n_tokens: int, mask: Bool[Array | np.ndarray, "..."], source: Values) -> None:
         """What a swap brings must be of this circuit, and its source as long as the base."""
@@ -155,3 +177,12 @@ class Circuit:
         if len(source) != len(names):
             raise UserError(f"the source has {len(source)} values, but the circuit {len(names)}: {', '.join(names)}")
         check_source(dict(zip(names, source, strict=True)), dict.fromkeys(names, (n_tokens,)))
+
+
+def as_label(value: Shaped[Array, "seq ..."]) -> Shaped[Array, "seq ..."]:
+    """The last variable's value as the label of each token: true and false are the classes 1 and 0."""
+    return value.astype(jnp.int32) if value.dtype == bool else value
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "nothing"

@@ -1,12 +1,14 @@
 """Command lines from dataclasses: every field is a flag, and bad input is one line."""
 
 import contextlib
+import math
 import os
 import signal
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields
+from itertools import pairwise
 from typing import Any, cast, get_args, get_origin
 
 import jax
@@ -17,9 +19,20 @@ from siitjax.errors import UserError, one_line
 BAD_INPUT = 2
 
 
-def flag(default: Any, about: str, *, least: float | int | None = None) -> Any:
-    """A field that is a flag of the command line; `about` is its help text, `least` the least number it accepts."""
-    return field(default=default, metadata={"about": about, "least": least})
+MOST = 2**31 - 1
+"""The greatest whole number that a flag accepts, where it does not say another: JAX's integers have 32 bits."""
+MOST_SEEDS = 100_000
+"""Seeds a setting at most: each is a member that is listed before any is trained."""
+
+
+def flag(default: Any, about: str, *, least: float | int | None = None, most: int = MOST) -> Any:
+    """A field that is a flag of the command line.
+
+    Args:
+        about: its help text.
+        least, most: the least number that it accepts, and of whole numbers the greatest.
+    """
+    return field(default=default, metadata={"about": about, "least": least, "most": most})
 
 
 def argument(about: str) -> Any:
@@ -38,10 +51,9 @@ class Command(ABC):
 
     def __post_init__(self):
         for f in fields(self):
-            value, least = getattr(self, f.name), f.metadata["least"]
+            value = getattr(self, f.name)
             for number in value if isinstance(value, tuple) else (value,):
-                if least is not None and number < least:
-                    raise UserError(f"--{f.name} is {number}; it must be at least {least}")
+                _check_number(f, number)
             if not isinstance(value, tuple):
                 continue
             if len(set(value)) < len(value) or (not value and f.default != ()):
@@ -51,6 +63,17 @@ class Command(ABC):
     @abstractmethod
     def run(self) -> int:
         """Does it, and gives the exit code."""
+
+
+def _check_number(f: Field, number: Any) -> None:
+    """Raises UserError where a number is not in the range of its flag; what is no number is not looked at."""
+    least = f.metadata.get("least")
+    if isinstance(number, float) and not math.isfinite(number):
+        raise UserError(f"--{f.name} is {number}; it must be a finite number")
+    if least is not None and number < least:
+        raise UserError(f"--{f.name} is {number}; it must be at least {least}")
+    if isinstance(number, int) and number > (most := f.metadata.get("most", MOST)):
+        raise UserError(f"--{f.name} is {number}; it must be at most {most}")
 
 
 def main(command: type[Command], argv: Sequence[str] | None = None) -> None:
@@ -118,6 +141,7 @@ def parse(command: type[Command], argv: Sequence[str]) -> Command:
     values = flags.FlagValues()
     flags.DEFINE_boolean("help", False, "show this text", flag_values=values, short_name="h")
     readers = {f.name: _define(f, values) for f in _flags(command)}
+    _check_values(command, argv)
     rest, wanted = values(argv)[1:], _arguments(command)
     if values["help"].value:
         usage = "".join(f"\n\n{f.name.upper()}: {f.metadata['about']}" for f in wanted)
@@ -133,6 +157,16 @@ def parse(command: type[Command], argv: Sequence[str]) -> Command:
     return command(**given, **{name: read(values[name].value) for name, read in readers.items()})
 
 
+def _check_values(command: type[Command], argv: Sequence[str]) -> None:
+    """Raises UserError where a flag that takes a value is followed by a flag, which would be taken for it."""
+    names = {f"{dashes}{f.name}" for f in _flags(command) if f.type is not bool for dashes in ("-", "--")}
+    for word, following in pairwise(argv):
+        if word == "--":
+            return
+        if word in names and following.startswith("--"):
+            raise UserError(f"{word} has no value, but {following} after it; write {word}=VALUE")
+
+
 def _define(f: Field, values: flags.FlagValues) -> Callable[[Any], Any]:
     """Defines the flag of a field; gives the function that makes the field's value of the flag's."""
     if "about" not in f.metadata:
@@ -142,7 +176,7 @@ def _define(f: Field, values: flags.FlagValues) -> Callable[[Any], Any]:
         kind = get_args(f.type)[0]
         default = ",".join(map(str, cast(tuple, f.default)))
         flags.DEFINE_string(f.name, default, f"{about} (a list)", flag_values=values)
-        return lambda text: tuple(_element(f.name, kind, word.strip()) for word in text.split(",") if word.strip())
+        return lambda text: tuple(_element(f.name, kind, word.strip()) for word in text.split(",")) if text else ()
     define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float}
     # The words of a Literal are checked by the config that takes them, whose error names the nearest.
     define.get(f.type, flags.DEFINE_string)(f.name, f.default, about, flag_values=values)
@@ -150,6 +184,8 @@ def _define(f: Field, values: flags.FlagValues) -> Callable[[Any], Any]:
 
 
 def _element(name: str, kind: Any, word: str) -> Any:
+    if not word:
+        raise UserError(f"--{name} has a comma with nothing beside it; list one value or more, with commas between")
     try:
         return kind(word) if kind in (int, float) else word
     except ValueError:

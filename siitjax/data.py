@@ -175,7 +175,11 @@ def _drawn(stratum: Stratum, vocab: int | None, rng: np.random.Generator, n: int
     Raises:
         UserError: it is not.
     """
-    strings = np.asarray(stratum(rng, n, length))
+    try:
+        strings = np.asarray(stratum(rng, n, length))
+    except Exception as error:
+        error.add_note(f"It was raised by {_name(stratum)}.")
+        raise
     if strings.shape[1:] != (length,) or not len(strings) or strings.dtype.kind not in "iu":
         raise UserError(
             f"{_name(stratum)} gave an array of {strings.dtype} of shape {strings.shape} for {n} strings of {length} "

@@ -12,7 +12,12 @@ from siitjax.errors import UserError
 
 @runtime_checkable
 class Loss(Protocol):
-    """A kind of loss. Both methods take one sample's outputs and labels, or any batch of them."""
+    """A kind of loss. Its methods take one sample's outputs and labels, or any batch of them."""
+
+    @property
+    def takes(self) -> str:
+        """The kinds of label that it takes, as NumPy's dtypes name them: "i" and "u" integers, "f" floats."""
+        ...
 
     def label_shape(self, n_outputs: int) -> tuple[int, ...]:
         """The shape of one token's label."""
@@ -34,6 +39,10 @@ class Loss(Protocol):
 @dataclass(frozen=True)
 class CrossEntropy:
     """Labels are classes; a token is right when its largest logit is the label's. The loss is in nats."""
+
+    @property
+    def takes(self) -> str:
+        return "iu"
 
     def label_shape(self, n_outputs: int) -> tuple[int, ...]:
         return ()
@@ -66,6 +75,10 @@ class SquaredError:
     def __post_init__(self):
         if not self.tolerance > 0:
             raise UserError(f"tolerance is {self.tolerance}; it must be greater than 0")
+
+    @property
+    def takes(self) -> str:
+        return "f"
 
     def label_shape(self, n_outputs: int) -> tuple[int, ...]:
         return (n_outputs,)

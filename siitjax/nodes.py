@@ -115,6 +115,8 @@ class NodeList:
         Raises:
             UserError: this transformer has no such node.
         """
+        if isinstance(node, str):
+            raise UserError(f'the node "{node}" is a text; write Node.parse("{node}")')
         if node not in self.nodes:
             raise UserError(f"there is no node {node}; the nodes are {', '.join(map(str, self))}")
         return self.nodes.index(node)

@@ -21,7 +21,7 @@ import cases
 from siitjax import hosts
 from siitjax.case import Case
 from siitjax.checkpoint import find, forget
-from siitjax.command import Command, as_flags, flag
+from siitjax.command import MOST_SEEDS, Command, as_flags, flag
 from siitjax.files import replaced
 from siitjax.labels import check_labels
 from siitjax.launch import launch
@@ -45,7 +45,7 @@ class Question(Command):
     width_factor: float = flag(
         0.0, "of several tasks: d_model in the largest one's; 0 for 32, or more where heads need it", least=0
     )
-    seeds: int = flag(16, "members a setting: seeds 0, 1, 2, ...", least=1)
+    seeds: int = flag(16, "members a setting: seeds 0, 1, 2, ...", least=1, most=MOST_SEEDS)
     epochs: int = flag(100, "passes over the data at most; the learning rate reaches its end with the last", least=1)
     samples: int = flag(10_000, "strings a task, four fifths to train on and one fifth to validate on", least=1)
     batch_size: int = flag(256, "pairs a batch", least=1)

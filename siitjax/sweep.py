@@ -19,6 +19,7 @@ import numpy as np
 
 from siitjax.checkpoint import CheckpointError, Checkpoints, Occupant, Spot
 from siitjax.cores import cores
+from siitjax.errors import UserError
 from siitjax.lanes import Batch, Program
 from siitjax.metrics import Metrics, shares
 from siitjax.train import Data, History, Hyperparams, State, Stop, TrainConfig, draw_data
@@ -38,12 +39,20 @@ class Member:
         setting: what its hyperparameters are called in tables and pictures; members that differ in nothing but
             their seed share it.
         seed: decides its data, its first weights and every draw.
+
+    Raises:
+        UserError: the seed is one that JAX takes for another.
     """
 
     setting: str
     seed: int
     config: TrainConfig
     hyper: Hyperparams = field(default_factory=Hyperparams)
+
+    def __post_init__(self):
+        # JAX takes a seed modulo 2^32: two of them would be one.
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"the seed is {self.seed}; it must be at least 0 and less than 2**32")
 
     def describe(self) -> dict[str, Any]:
         """Everything that decides its result, as JSON has it."""

@@ -5,7 +5,7 @@ case with its circuit and vocabulary, the training, the seed, and (of shipped mo
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,8 @@ from siitjax.transformer import Transformer
 
 MODEL_FILE = "model.safetensors"
 """What the file is called in a folder of its own."""
+TASK = ("name", "vocabulary", "circuit", "loss", "counterfactual")
+"""What of a case's description says which task it is; the rest is its transformer's size."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def read_trained(path: Path, case_of: Callable[[dict[str, Any]], Case]) -> Train
     Raises:
         UserError: there is no such file, it is torn, it is not of a trained member, or it is of another case.
     """
-    file = path / MODEL_FILE if path.is_dir() else path
+    file = _file(path)
     if not file.exists():
         what = f"it holds no {MODEL_FILE}" if path.is_dir() else "there is nothing of that name"
         raise UserError(f"{path} is not a model: {members_instead(path) or what}")
@@ -62,7 +64,7 @@ def read_trained(path: Path, case_of: Callable[[dict[str, Any]], Case]) -> Train
         raise UserError(f"{file} does not say what it was trained on; only a sweep's members and shipped models do")
     metrics = about.pop("metrics", None)
     case = case_of(about["member"]["case"])
-    _check_described(file, case, about["member"]["case"])
+    _check_described(file, case, about, case.describe())
     return Trained(case, model, None if metrics is None else read_shares(metrics), about)
 
 
@@ -74,12 +76,21 @@ def members_instead(path: Path) -> str:
     return f"it is a sweep's results folder, of {len(members)} members; give one of them, such as {members[0]}"
 
 
-def _check_described(file: Path, case: Case, description: dict[str, Any]) -> None:
-    """Raises UserError where the case is not the one of this description."""
-    ours = case.describe()
-    for key, said in description.items():
-        if ours.get(key) != said:
-            own = json.dumps(ours.get(key))
+def check_described(path: Path, case: Case) -> None:
+    """Raises UserError where the file, or the folder that holds it, says that its transformer is of another task."""
+    file = _file(path)
+    _check_described(file, case, read_weights(file)[1], TASK)
+
+
+def _file(path: Path) -> Path:
+    return path / MODEL_FILE if path.is_dir() else path
+
+
+def _check_described(file: Path, case: Case, about: dict[str, Any], keys: Iterable[str]) -> None:
+    ours, said_of = case.describe(), about.get("member", {}).get("case", {})
+    for key in keys:
+        if key in said_of and ours[key] != (said := said_of[key]):
+            own = json.dumps(ours[key])
             raise UserError(
                 f"{file} was trained on another case: its {key} is {json.dumps(said)}, not {own}; give that case"
             )

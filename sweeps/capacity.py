@@ -9,7 +9,7 @@ from rich.table import Table
 
 import cases
 from siitjax.combine import combine
-from siitjax.command import flag, main
+from siitjax.command import MOST_SEEDS, flag, main
 from siitjax.compare import by_seed
 from siitjax.objective import DrawnPer
 from siitjax.question import Question
@@ -43,7 +43,7 @@ class Capacity(Question):
     d_mlp: tuple[int, ...] = flag((2, 4, 8, 16, 32), "neurons an MLP", least=1)
     width_factor: float = flag(2.6, "d_model in the largest part's, the same for all models", least=0)
     d_head: int = flag(4, "width of a head", least=1)
-    seeds: int = flag(2, "members a setting: seeds 0, 1, 2, ...", least=1)
+    seeds: int = flag(2, "members a setting: seeds 0, 1, 2, ...", least=1, most=MOST_SEEDS)
     epochs: int = flag(80, "passes over the data at most; the learning rate reaches its end with the last", least=1)
     samples: int = flag(5_000, "strings a task, four fifths to train on and one fifth to validate on", least=1)
     init_gain: float = flag(0.18, "gain of the Xavier normal initialisation; 0.18 is the original's 0.8 / sqrt(20)")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from siitjax.command import flag, main
+from siitjax.command import MOST_SEEDS, flag, main
 from siitjax.compare import by_seed, lag
 from siitjax.errors import UserError
 from siitjax.objective import DrawnPer
@@ -29,7 +29,7 @@ class Heads(Question):
 
     case: str = flag("0+1", "the tasks, those of cases/ with + between")
     d_head: tuple[int, ...] = flag((4, 8), "widths of a head", least=1)
-    seeds: int = flag(8, "members a setting: seeds 0, 1, 2, ...", least=1)
+    seeds: int = flag(8, "members a setting: seeds 0, 1, 2, ...", least=1, most=MOST_SEEDS)
     epochs: int = flag(40, "passes over the data at most; the learning rate reaches its end with the last", least=1)
     samples: int = flag(5_000, "strings a task, four fifths to train on and one fifth to validate on", least=1)
     init_gain: float = flag(0.18, "gain of the Xavier normal initialisation; 0.18 is the original's 0.8 / sqrt(20)")

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import cases
 from siitjax.choice import check_choice
-from siitjax.command import Command, flag, main
+from siitjax.command import MOST_SEEDS, Command, flag, main
 from siitjax.cores import cores
 from siitjax.errors import UserError
 from siitjax.files import replaced
@@ -64,7 +64,7 @@ class SAEs(Command):
     topk: tuple[float, ...] = flag((1, 2, 4), "a TopK SAE's k", least=1)
     jumprelu: tuple[float, ...] = flag((0.01, 0.03, 0.1), "weights of a JumpReLU SAE's L0", least=0)
     gated: tuple[float, ...] = flag((0.1, 0.3, 1.0), "weights of a gated SAE's L1", least=0)
-    seeds: int = flag(3, "SAEs of each setting: seeds 0, 1, 2, ...", least=1)
+    seeds: int = flag(3, "SAEs of each setting: seeds 0, 1, 2, ...", least=1, most=MOST_SEEDS)
     latents: int = flag(128, "latents of an SAE", least=2)
     steps: int = flag(2_000, "updates", least=1)
     batch_size: int = flag(64, "tokens an update", least=1)

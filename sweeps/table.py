@@ -13,7 +13,7 @@ from rich.table import Table
 import cases
 from cases import MODELS
 from siitjax.circuit import Counterfactual
-from siitjax.command import flag, main
+from siitjax.command import MOST_SEEDS, flag, main
 from siitjax.errors import UserError
 from siitjax.evaluate import evaluate
 from siitjax.export import load_weights
@@ -57,7 +57,7 @@ class Models(Question):
     title = "Do combined transformers hold their circuits?"
 
     case: str = flag("all", "the models: all, or a list such as 0,1+2,0+1+2+3")
-    seeds: int = flag(3, "members a setting: seeds 0, 1, 2, ...", least=1)
+    seeds: int = flag(3, "members a setting: seeds 0, 1, 2, ...", least=1, most=MOST_SEEDS)
     epochs: int = flag(60, "passes over the data at most; the learning rate reaches its end with the last", least=1)
     init_gain: float = flag(0.18, "gain of the Xavier normal initialisation; 0.18 is the original's 0.8 / sqrt(20)")
     drawn_per: DrawnPer = flag("example", "draw the nodes to swap once a batch, or for every example: batch or example")

@@ -1,6 +1,7 @@
 """The four cases against issue 3's table: sizes and nodes as written there, and every variable, the label among
 them, against brute force in plain Python at every position of every string of a short context."""
 
+import sys
 from dataclasses import replace
 from itertools import product
 
@@ -9,10 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cases import CASES, find
+import cases
+from cases import CASES, find, paren_checker
 from siitjax.case import Case
+from siitjax.errors import UserError
 from siitjax.loss import CrossEntropy
 from siitjax.nodes import Node
+from siitjax.sweep import Member
+from tests.tiny import CONFIG
 
 NODES = {
     "left_greater": {"counts": "L0H1", "left_greater": "MLP0", "answer": None},
@@ -148,6 +153,33 @@ def test_an_unknown_case_is_refused_with_the_nearest_name(unknown, nearest):
 def test_a_name_like_none_is_refused_too(unknown):
     with pytest.raises(ValueError, match="did you mean"):
         find(unknown)
+
+
+def test_a_task_that_cannot_be_imported_breaks_no_other(monkeypatch):
+    """Its own error, with its traceback, comes when it is asked for."""
+    monkeypatch.setitem(sys.modules, "cases.left_greater", None)  # which import refuses
+    assert find("2").name == "paren_checker"
+    assert cases.load("0").case.name == "duplicate_remover"
+    with pytest.raises(ModuleNotFoundError, match=r"import of cases.left_greater halted"):
+        find("left_greater")
+    with pytest.warns(
+        UserWarning, match=r"^cases/left_greater.py cannot be used, and is left out: ModuleNotFoundError: "
+    ):
+        assert [case.name for case in cases.CASES] == ["duplicate_remover", "paren_checker", "unique_extractor"]
+
+
+def test_a_task_is_called_as_its_file(monkeypatch):
+    monkeypatch.setattr(paren_checker, "CASE", replace(paren_checker.CASE, name="parens"))
+    with pytest.raises(
+        UserError, match=r'cases/paren_checker.py declares a case called "parens"; give it the name of its'
+    ):
+        find("2")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63])
+def test_a_seed_that_jax_takes_for_another_is_refused(seed):
+    with pytest.raises(UserError, match=rf"the seed is {seed}; it must be at least 0 and less than 2\*\*32"):
+        Member("any", seed, CONFIG)
 
 
 def test_with_context_changes_the_context_and_nothing_else():

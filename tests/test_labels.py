@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -12,9 +13,13 @@ from siitjax.circuit import Variable
 from siitjax.combine import combine
 from siitjax.command import main
 from siitjax.data import Uniform
+from siitjax.errors import UserError
+from siitjax.evaluate import evaluate
 from siitjax.labels import check_labels
-from siitjax.loss import SquaredError
+from siitjax.loss import CrossEntropy, SquaredError
 from siitjax.nodes import head
+from siitjax.objective import term_losses
+from siitjax.transformer import init_transformer
 from sweeps.betas import Betas
 
 HELD = (Variable("lefts", ("tokens",), lambda tokens: (tokens == 2).astype(int), head(0, 1)),)
@@ -92,3 +97,59 @@ def test_the_command_says_so_in_one_line_and_creates_nothing(tmp_path, capsys):
     assert said.err.startswith("slip: the label of left_greater is 2 at position 0 of ")
     assert said.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bool_is_the_classes_1_and_0():
+    """The natural way to write whether: it is trained and measured as the integers are."""
+    case = case_of(lambda tokens, lefts: (tokens == 2) & (lefts > 0), "tokens", "lefts")
+    check_labels(case)
+    labels, (_, _, answer) = case.circuit(case.tokens("()("))
+    assert (labels.dtype, labels.tolist()) == (jnp.int32, [0, 1, 0, 1])
+    assert answer.dtype == bool  # what other variables read of it
+    model = init_transformer(case.config, key=jax.random.key(0))
+    base = jnp.stack([case.tokens("()("), case.tokens("(()")])
+    metrics = jax.eval_shape(lambda base: evaluate(model, case, base, key=jax.random.key(0)), base)
+    masks = jnp.asarray(case.circuit.circuit_mask)[None]
+    losses = jax.eval_shape(lambda base: term_losses(model, case, base, base, masks), base)
+    assert (metrics.accuracy.shape, losses.shape) == ((), (1,))
+
+
+@pytest.mark.parametrize(
+    ("loss", "dtype", "words"),
+    [
+        (
+            CrossEntropy(),
+            jnp.float32,
+            r"the label is of float32, but CrossEntropy\(\) takes classes, of an integer dtype or",
+        ),
+        (
+            SquaredError(),
+            jnp.int32,
+            r"the label is of int32, but SquaredError\(tolerance=0.05\) takes numbers, of a float",
+        ),
+    ],
+)
+def test_a_label_of_another_kind_than_the_loss_takes_is_refused_when_the_case_is_made(loss, dtype, words):
+    shaped = (lambda x: x[:, None]) if loss == SquaredError() else (lambda x: x)
+    with pytest.raises(UserError, match=words):
+        case_of(lambda tokens, lefts: shaped(lefts.astype(dtype)), "tokens", "lefts", loss=loss, n_outputs=1)
+
+
+def test_what_a_variable_raises_keeps_its_traceback_and_names_the_variable():
+    with pytest.raises(AttributeError, match="no attribute sumz") as raised:
+        case_of(lambda tokens, lefts: lefts.sumz(), "tokens", "lefts")
+    note = 'It was raised by the variable "answer", which is computed from tokens, lefts.'
+    assert note in raised.value.__notes__
+    assert raised.traceback[-1].name == "<lambda>"
+
+
+def test_a_variable_that_is_not_of_every_token_is_refused():
+    with pytest.raises(
+        UserError, match=r'the variable "answer" has shape \(\), but what it reads has 4 tokens; it must'
+    ):
+        case_of(lambda tokens, lefts: lefts.sum(), "tokens", "lefts")
+
+
+def test_a_text_where_a_node_belongs_is_told_how_to_be_one(types_unchecked):
+    with pytest.raises(UserError, match=r'^the node "MLP0" is a text; write Node.parse\("MLP0"\)'):
+        replace(left_greater.CASE, variables=(replace(HELD[0], node="MLP0"),), n_outputs=15)

@@ -204,6 +204,7 @@ def test_a_model_that_is_whole_is_told_by_exit_0_with_a_line_a_node():
         (("pyproject.toml",), "pyproject.toml is not a whole safetensors file"),
         (("0", "1"), '"1" is an argument too many'),
         (("0", "--pairs=0"), "--pairs is 0; it must be at least 2"),
+        (("0", f"--seed={2**63}"), "--seed is 9223372036854775808; it must be at most 2147483647"),
         (("0", "--pairs=1"), "--pairs is 1; it must be at least 2"),
         (
             ("{results}",),

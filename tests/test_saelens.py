@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,11 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path):
     message = "left_greater has 4 tokens in samples of 15, but the transformer is made for 6 in samples of 16; give the"
     with pytest.raises(ValueError, match=f"^{message}"):
         saelens_runner(cases.find("left_greater"), MODEL, "hook_embed")
+    alike = replace(cases.load("1+2").case, counterfactual="frozen")  # another task may be of the same shape
+    with pytest.raises(ValueError, match="was trained on another case: its counterfactual is "):
+        saelens_runner(alike, "1+2", "hook_embed")
+    with pytest.raises(ValueError, match="does not fit the case"):
+        saelens_runner(cases.find("paren_checker"), "left_greater", "hook_embed")
     with pytest.raises(ValueError, match=r"exists, and nothing is replaced; choose another folder"):
         saelens_runner(CASE, MODEL, "hook_embed", out=tmp_path)
     with pytest.raises(ValueError, match=r"^steps is 0; it must be greater than 0$"):

@@ -27,7 +27,7 @@ from sae_lens import (
 
 from siitjax.case import PAD, Case
 from siitjax.torch.hooked import to_hooked_transformer
-from siitjax.torch.source import Source, transformer
+from siitjax.torch.source import Source, check_case, transformer
 from siitjax.transformer import TransformerConfig
 
 
@@ -108,6 +108,7 @@ def saelens_runner(
             f"{case.name} has {case.config.d_vocab} tokens in samples of {case.n_ctx}, but the transformer is made for "
             f"{model.config.d_vocab} in samples of {model.config.n_ctx}; give the case that it was trained on"
         )
+    check_case(source, case)
     width = found[site]
     sae = sae or StandardTrainingSAEConfig(d_in=width, d_sae=4 * width, l1_coefficient=1.0)
     if sae.d_in != width:

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 
 import cases
+from siitjax.case import Case
 from siitjax.export import state_dict
 from siitjax.folder import read_model
+from siitjax.trained import check_described
 from siitjax.transformer import Transformer
 
 Source = Transformer | Path | str
@@ -19,6 +21,13 @@ def transformer(source: Source) -> Transformer:
     if isinstance(source, Transformer):
         return source
     return read_model(cases.locate(source))
+
+
+def check_case(source: Source, case: Case) -> None:
+    """Raises UserError where the transformer is not of the case: in its shape, or as its file says."""
+    case.check_fits(transformer(source).config)
+    if not isinstance(source, Transformer):
+        check_described(cases.locate(source), case)
 
 
 def tensors(model: Transformer) -> dict[str, torch.Tensor]:

@@ -104,6 +104,7 @@ def test_a_bool_is_the_classes_1_and_0():
     case = case_of(lambda tokens, lefts: (tokens == 2) & (lefts > 0), "tokens", "lefts")
     check_labels(case)
     labels, (_, _, answer) = case.circuit(case.tokens("()("))
+    assert answer is not None
     assert (labels.dtype, labels.tolist()) == (jnp.int32, [0, 1, 0, 1])
     assert answer.dtype == bool  # what other variables read of it
     model = init_transformer(case.config, key=jax.random.key(0))

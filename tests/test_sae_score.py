@@ -94,21 +94,21 @@ def test_neurons_that_are_the_values_score_one_everywhere():
     assert float(scores.found.split) == float(scores.found.absorbed) == 0
     assert float(scores.explained) == pytest.approx(1, abs=1e-5)
     assert (float(scores.l0), int(scores.live)) == (1, 2)
-    assert (float(scores.accuracy), float(scores.iia)) == (1, 1)
-    assert (float(scores.variable_iia[0]), float(scores.variable_changed_iia[0])) == (1, 1)
-    assert int(scores.variable_changed[0]) > 10
+    assert (scores.base.share, scores.node.share) == (1, 1)
+    assert (scores.variable.shares, scores.changed.shares) == ((1,), (1,))
+    assert int(scores.changed.of[0]) > 10
 
 
 def test_only_the_matched_latents_are_interchanged():
     truth = exam()
     basis = neurons(np.asarray(truth.ground.choose.x))
     swap = lambda *matched: interchanged(truth.ground, basis, jnp.array([matched]))
-    iia, changed_iia, changed = swap(False, False, False)
-    assert float(changed_iia[0]) == 0
-    tokens = SAMPLES[:16].size
-    assert float(iia[0]) == pytest.approx(1 - int(changed[0]) / tokens)
-    assert float(swap(True, True, False)[1][0]) == 1
-    assert float(swap(False, False, True)[1][0]) == 0  # neuron 2 says nothing
+    tokens, changed = swap(False, False, False)
+    assert changed.shares == (0,)
+    assert tokens.of.tolist() == [SAMPLES[:16].size]
+    assert tokens.right[0] == tokens.of[0] - changed.of[0]
+    assert swap(True, True, False)[1].shares == (1,)
+    assert swap(False, False, True)[1].shares == (0,)  # neuron 2 says nothing
 
 
 @pytest.mark.parametrize("hook", ["hook_mlp_out", "hook_resid_post"])
@@ -116,9 +116,8 @@ def test_a_dictionary_that_rebuilds_all_interchanges_the_variable_at_every_site(
     truth = exam(Site(hook, 0))
     basis = neurons(np.asarray(truth.ground.choose.x))
     everything = jnp.ones((len(truth.swapped), len(basis.W_dec)), bool)
-    iia, changed_iia, _ = interchanged(truth.ground, basis, everything)
-    np.testing.assert_array_equal(iia, 1)
-    np.testing.assert_array_equal(changed_iia, 1)
+    tokens, changed = interchanged(truth.ground, basis, everything)
+    assert set(tokens.shares) == set(changed.shares) == {1}
 
 
 def test_a_dictionary_that_rebuilds_nothing_loses_the_answers():
@@ -128,8 +127,8 @@ def test_a_dictionary_that_rebuilds_nothing_loses_the_answers():
     scores = scored(truth.ground, empty)
     assert float(scores.explained) < 0.1
     assert (int(scores.live), float(scores.found.purity)) == (0, 0)
-    assert float(scores.accuracy) < 0.8
-    assert float(scores.variable_changed_iia[0]) == 0
+    assert scores.base.share < 0.8
+    assert scores.changed.shares == (0,)
 
 
 def test_the_probe_finds_what_is_there():

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from siitjax.metrics import Tally
 from siitjax.sae.dictionary import Dictionary
 from siitjax.sae.exam import Exam, Ground, Half, circuit_masks
 from siitjax.sae.train import adam
@@ -52,29 +53,27 @@ class Found(eqx.Module):
 
 
 class Scores(eqx.Module):
-    """What a dictionary is worth, shares from 0 to 1 but for `l0` and `live`.
+    """What a dictionary is worth: `explained` is a share of 1, answers are counted.
 
     Attributes:
         explained: share of variance.
         l0: latents active at a token.
         live: how many latents are active at some token.
-        accuracy: of the transformer with the reconstruction in the site's place.
-        iia: the same under swaps of the circuit's nodes, the mean over them.
-        variable_iia: of each variable that can be swapped at the site: tokens answered as the circuit says when it is
+        base: tokens that the transformer answers right with the reconstruction in the site's place.
+        node: the same when a circuit node is swapped, one at a time.
+        variable: of each variable that can be swapped at the site: tokens answered as the circuit says when it is
             swapped, while in the transformer only the latents matched to it are.
-        variable_changed_iia: the same on the tokens whose label that changed; nan where none is.
-        variable_changed: how many those are.
+        changed: of these, the tokens whose label that changed.
     """
 
     found: Found
     explained: Float[Array, ""]
     l0: Float[Array, ""]
     live: Int[Array, ""]
-    accuracy: Float[Array, ""]
-    iia: Float[Array, ""]
-    variable_iia: Float[Array, " variable"]
-    variable_changed_iia: Float[Array, " variable"]
-    variable_changed: Int[Array, " variable"]
+    base: Tally
+    node: Tally
+    variable: Tally
+    changed: Tally
 
 
 def score(ground: Ground, dictionary: Dictionary) -> Scores:
@@ -205,8 +204,8 @@ def _each(function, x: Float[Array, "pair seq in_"]) -> Float[Array, "pair seq o
 
 def interchange_latents(
     ground: Ground, dictionary: Dictionary, matched: Bool[Array, "variable latent"]
-) -> tuple[Float[Array, " variable"], Float[Array, " variable"], Int[Array, " variable"]]:
-    """IIA, IIA on changed labels, and how many those are, of each variable that can be swapped at the site.
+) -> tuple[Tally, Tally]:
+    """Tokens answered as the circuit says, and those whose label changed, of each variable swapped at the site.
 
     The matched latents take the source's values; what the dictionary does not rebuild stays the base's.
     """
@@ -220,17 +219,17 @@ def interchange_latents(
         logits = jax.vmap(partial(ground.site.replaced, ground.model))(pairs.base, pairs.activations, value)
         right = case.loss.correct(logits, labels) & own
         changed = ~case.loss.same(labels, pairs.clean) & own
-        return right.sum() / own.sum(), (right & changed).sum() / changed.sum(), changed.sum()
+        return Tally(right.sum(), own.sum()), Tally((right & changed).sum(), changed.sum())
 
     found = [one(*three) for three in zip(pairs.x_source, pairs.labels, matched, strict=True)]
     if not found:
-        return jnp.zeros(0), jnp.zeros(0), jnp.zeros(0, jnp.int32)
-    iia, changed_iia, changed = (jnp.stack(each) for each in zip(*found, strict=True))
-    return iia, changed_iia, changed
+        none = Tally(jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32))
+        return none, none
+    return jax.tree.map(lambda *each: jnp.stack(each), *found)
 
 
-def _spliced(ground: Ground, dictionary: Dictionary) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Accuracy and IIA of the transformer with the reconstruction in the site's place."""
+def _spliced(ground: Ground, dictionary: Dictionary) -> tuple[Tally, Tally]:
+    """Tokens answered right with the reconstruction in the site's place: nothing swapped, and each circuit node."""
     pairs, case, model, site = ground.pairs, ground.case, ground.model, ground.site
     own = case.token_mask(pairs.base)
 
@@ -242,7 +241,7 @@ def _spliced(ground: Ground, dictionary: Dictionary) -> tuple[Float[Array, ""], 
             model, base, activations, x, None if swap is None else (swap[0], source)
         )
         logits = jax.vmap(put)(pairs.base, activations, rebuilt, None if swap is None else swap[1])
-        return (case.loss.correct(logits, labels) & own).sum() / own.sum()
+        return Tally((case.loss.correct(logits, labels) & own).sum(), own.sum())
 
     def under(mask_and_labels):
         mask, labels = mask_and_labels
@@ -250,4 +249,4 @@ def _spliced(ground: Ground, dictionary: Dictionary) -> tuple[Float[Array, ""], 
         return right(jax.vmap(run)(pairs.base, pairs.other), (mask, pairs.other), labels)
 
     each = jax.lax.map(under, (circuit_masks(case), pairs.node_labels))
-    return right(pairs.activations, None, pairs.clean), each.mean()
+    return right(pairs.activations, None, pairs.clean), each

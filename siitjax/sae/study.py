@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from siitjax.case import Case
+from siitjax.metrics import mean
 from siitjax.sae.dictionary import Dictionary, neurons, of_sae, principal, random_directions
 from siitjax.sae.exam import Exam, prepare_exam
 from siitjax.sae.file import CONFIG, load_sae, save_sae
@@ -234,17 +235,17 @@ def _used(scores: Scores, n_latents: int, subject: Subject, exam: Exam) -> Row:
     }
     if not subject.trained:
         return rebuilt  # it answers nothing right that could go wrong
-    changed = scores.variable_changed_iia[scores.variable_changed > 0]
-    named = lambda values: dict(zip(exam.swapped, map(_number, values), strict=True))
+    number = lambda share: None if share is None else float(share)
+    named = lambda tally: dict(zip(exam.swapped, map(number, tally.shares), strict=True))
     return {
         **rebuilt,
-        "accuracy": _number(scores.accuracy),
-        "iia": _number(scores.iia),
-        "latent_iia": _number(scores.variable_iia.mean()) if len(exam.swapped) else None,
-        "latent_changed_iia": _number(changed.mean()) if len(changed) else None,
-        "variable_iia": named(scores.variable_iia),
-        "variable_changed_iia": named(scores.variable_changed_iia),
-        "variable_changed": dict(zip(exam.swapped, map(int, scores.variable_changed), strict=True)),
+        "accuracy": number(scores.base.share),
+        "iia": number(scores.node.share),
+        "latent_iia": number(mean(scores.variable.shares)),
+        "latent_changed_iia": number(mean(scores.changed.shares)),
+        "variable_iia": named(scores.variable),
+        "variable_changed_iia": named(scores.changed),
+        "variable_changed": dict(zip(exam.swapped, map(int, scores.changed.of), strict=True)),
     }
 
 

@@ -25,10 +25,9 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
     Raises:
         UserError: that does not say where the coordinator is, how many hosts there are, and which this is.
     """
-    given = os.environ.get
-    coordinator = coordinator or given("JAX_COORDINATOR_ADDRESS", "")
-    count = count or int(given("JAX_NUM_PROCESSES", "0"))
-    index = index if index >= 0 else int(given("JAX_PROCESS_ID", "-1"))
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+    count = count or _given("JAX_NUM_PROCESSES", 0)
+    index = index if index >= 0 else _given("JAX_PROCESS_ID", -1)
     if index >= count > 0:
         raise UserError(f"--host is {index}, but there are {count} hosts, counted from 0; lower it")
     try:
@@ -38,6 +37,15 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
             f"--distributed found no cluster ({one_line(error)[:120]}); give --coordinator=host:port, "
             "--hosts=N and --host=I on each host"
         ) from None
+
+
+def _given(variable: str, otherwise: int) -> int:
+    """The number that an environment variable holds. Raises UserError where it holds none."""
+    words = os.environ.get(variable, str(otherwise))
+    try:
+        return int(words)
+    except ValueError:
+        raise UserError(f'{variable} is "{words}"; it must be a whole number') from None
 
 
 def leave() -> None:

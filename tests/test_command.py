@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 from absl import flags
 
+from siitjax import hosts
 from siitjax.command import Command, flag, main
 from siitjax.errors import UserError
 
@@ -58,8 +59,14 @@ def test_what_ends_a_command_from_outside_has_the_code_that_a_shell_expects(monk
     assert capsys.readouterr() == ("", "fails: interrupted\n" if code == 130 else "")
 
 
+def test_an_environment_variable_that_is_no_number_is_one_line(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(UserError, match=r'^JAX_NUM_PROCESSES is "two"; it must be a whole number$'):
+        hosts.join()
+
+
 def test_a_reader_that_leaves_ends_it_in_silence():
-    command = [sys.executable, "-m", "sweeps.betas", "--config_only"]
+    command = [sys.executable, "-m", "sweeps.betas", "--config_only", "--seeds=1000"]  # more than a pipe holds
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         assert running.stdout is not None
         assert running.stderr is not None

@@ -48,13 +48,15 @@ An arrow says that a node's variables read what another holds; variables without
 read. {unused} of the {nodes} nodes hold nothing. `circuit.json` has all of it: each variable's values, the mask of the
 nodes, the edges, and all possible edges.
 
+{label}
+
 ## Metrics
 
 {metrics}
 
 ## Load it
 
-In this folder, with TransformerLens alone:
+In this folder, with TransformerLens alone (3 or 4):
 
 ```python
 import json
@@ -62,24 +64,34 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-config = HookedTransformerConfig(**json.loads(Path("config.json").read_text()), device="cpu")
-model = HookedTransformer(config)
-model.load_state_dict(load_file("model.safetensors"), strict=False)  # not strict: the causal masks are not saved
+config = {{**json.loads(Path("config.json").read_text()), "device": "cpu"}}
+weights = load_file("model.safetensors")
+try:
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+except ImportError:  # TransformerLens 4
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
+
+    shape = TransformerBridgeConfig(**config)
+    model = TransformerBridge.boot_native(shape)
+    model.load_state_dict(convert_tl_checkpoint(weights, shape))
+else:
+    model = HookedTransformer(HookedTransformerConfig(**config))
+    model.load_state_dict(weights, strict=False)  # not strict: the causal masks are not saved
 
 vocabulary = json.loads(Path("vocab.json").read_text())
 tokens = torch.tensor([[vocabulary[token] for token in "{example}".split()]])
-print(model(tokens).argmax(-1))
+print(model(tokens){answer})
 ```
 
 With siitjax (`pip install 'siitjax[torch]'`):
 
 ```python
-from siitjax.torch import to_bridge, to_hooked_transformer, to_torch
+from siitjax.torch import to_bridge, to_torch
 
-model = to_hooked_transformer(".")  # TransformerLens' HookedTransformer
-model = to_bridge(".")  # the TransformerBridge that replaces it
+model = to_bridge(".")  # TransformerLens' TransformerBridge; to_hooked_transformer before its version 4
 model = to_torch(".")  # a plain torch.nn.Module with the same weights
 ```
 
@@ -135,11 +147,27 @@ def card(
         ),
         unused=int(case.circuit.unused_mask.sum()),
         nodes=len(case.circuit.nodes),
+        label=_label(case),
+        answer="" if case.loss.label_shape(case.n_outputs) else ".argmax(-1)",
         metrics="Nothing was measured." if metrics is None else _metrics(case.circuit, metrics),
         example=" ".join(example),
         string=" ".join(token for token in example if token != "BOS"),
         training=_training(member),
     )
+
+
+def _label(case: Case) -> str:
+    """What an answer is, what it was trained by, and when it is right, in a sentence."""
+    name, n, loss = case.variables[-1].name, case.n_outputs, case.loss
+    if not loss.label_shape(n):
+        return (
+            f"The label of a token is `{name}`, one of {n} classes. The loss is {type(loss).__name__}; "
+            "an answer is right when its largest logit is the label's."
+        )
+    numbers, right = ("a number", "it is") if n == 1 else (f"{n} numbers", "each is")
+    tolerance = getattr(loss, "tolerance", None)
+    when = "" if tolerance is None else f"; an answer is right when {right} off by no more than {tolerance:g}"
+    return f"The label of a token is `{name}`, {numbers}. The loss is {type(loss).__name__}{when}."
 
 
 def drawing(circuit: Circuit) -> str:

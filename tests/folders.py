@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import cases
+from siitjax.case import Case
 from siitjax.folder import write_folder
 from siitjax.metrics import Metrics, Tally, shares
 from siitjax.trained import Trained
@@ -19,9 +20,9 @@ def tally(right, of) -> Tally:
     return Tally(np.asarray(right), np.asarray(of))
 
 
-def trained(name: str, **metrics: Tally) -> Trained:
+def trained(case: str | Case, **metrics: Tally) -> Trained:
     """A case's transformer with random weights, metrics made up, and a member's description."""
-    case = cases.build(name)
+    case = cases.build(case) if isinstance(case, str) else case
     n_circuit, n_unused = (int(mask.sum()) for mask in (case.circuit.circuit_mask, case.circuit.unused_mask))
     some = tally(np.linspace(1, 4, n_circuit).astype(int), np.full(n_circuit, 4))
     made_up = {"node": some, "changed": tally(np.arange(n_circuit), np.arange(n_circuit)), "whole": some}

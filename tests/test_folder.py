@@ -15,6 +15,7 @@ from siitjax.nodes import NodeList
 from siitjax.truth import edges, ground_truth, possible_edges
 from tests.folders import FILES, bits, trained
 from tests.folders import folder as folder
+from tests.test_loss import FRACTION
 
 EDGES = {
     "duplicate_remover": "embed>L0H0 embed>MLP0 L0H0>MLP0 embed>MLP1 MLP0>MLP1 MLP1>logits",
@@ -106,16 +107,41 @@ def test_the_ground_truth_says_what_each_variable_reads_where_it_lives_and_what_
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 def test_the_cards_code_runs_and_gives_what_the_model_gives(folder, monkeypatch, capsys):
     ours = trained("left_greater")
-    monkeypatch.chdir(folder)
-    text = Path("README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 3
-    found: dict = {}
-    for block in blocks:
-        exec(block, found)
+    found, printed = run_card(folder, monkeypatch, capsys)
+    assert len(found) == 3
+    tokens = found[0]["tokens"]
+    logits, _ = ours.model(jnp.asarray(tokens[0].numpy(), jnp.int32))
+    assert printed == f"tensor([{[*map(int, logits.argmax(-1))]}])\n"
+    lens, plain = found[0]["model"](tokens)[0].detach(), found[1]["model"](tokens)[0][0].detach()
+    for theirs in (lens, plain, found[2]["logits"]):
+        np.testing.assert_allclose(theirs, logits, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
+def test_the_card_of_a_regression_tells_its_loss_and_prints_numbers(tmp_path, monkeypatch, capsys):
+    write_folder(tmp_path / "model", ours := trained(FRACTION))
+    truth = json.loads((tmp_path / "model" / "circuit.json").read_text())
+    assert (truth["label"], truth["loss"], truth["tolerance"]) == ("fraction", "SquaredError", 0.1)
+    text = (tmp_path / "model" / "README.md").read_text()
+    sentence = (
+        "The label of a token is `fraction`, a number. The loss is SquaredError; an answer is right when it is off "
+    )
+    assert f"\n{sentence}by no more than 0.1.\n" in text
+    (found,), printed = run_card(tmp_path / "model", monkeypatch, capsys, blocks=1)
     logits, _ = ours.model(jnp.asarray(found["tokens"][0].numpy(), jnp.int32))
-    assert capsys.readouterr().out == f"tensor([{[*map(int, logits.argmax(-1))]}])\n"
-    np.testing.assert_allclose(found["logits"], logits, atol=1e-5)
+    shown = re.findall(r"-?\d+\.\d+(?:e-?\d+)?", printed)
+    np.testing.assert_allclose([float(number) for number in shown], logits[:, 0], atol=1e-3)
+
+
+def run_card(folder, monkeypatch, capsys, blocks: int | None = None) -> tuple[list[dict], str]:
+    """What the card's blocks of code, run one after the other in the folder, hold after each, and what they print."""
+    monkeypatch.chdir(folder)
+    held: dict = {}
+    found = []
+    for block in re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)[:blocks]:
+        exec(block, held)
+        found.append(dict(held))
+    return found, capsys.readouterr().out
 
 
 def test_the_card_of_several_tasks_spells_a_sample_as_the_tokenizer_and_the_case_do(tmp_path):

@@ -5,17 +5,20 @@ The reference runs in torch and swaps nodes by hooks of its own, head by head; i
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from siitjax.export import state_dict
 from siitjax.nodes import Node
 from siitjax.transformer import Activations, Transformer, TransformerConfig, init_transformer
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 TOLERANCE = 1e-5
 """Rounding of a few float32 layers, whose values are of the order of one."""
@@ -53,8 +56,10 @@ def random_tokens(config: TransformerConfig, *shape: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, config.d_vocab, shape).astype(np.int32)
 
 
-def hooked(config: TransformerConfig) -> HookedTransformer:
+def hooked(config: TransformerConfig) -> "HookedTransformer":
     """TransformerLens' transformer of the same shape, its weights not set yet."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig  # which TransformerLens 4 has no more
+
     sizes = {name: getattr(config, name) for name in ("n_layers", "d_model", "d_head", "n_heads", "n_ctx")}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
@@ -73,7 +78,7 @@ def hooked(config: TransformerConfig) -> HookedTransformer:
         )
 
 
-def hooked_twin(model: Transformer) -> HookedTransformer:
+def hooked_twin(model: Transformer) -> "HookedTransformer":
     """TransformerLens' transformer with the same weights."""
     reference = hooked(model.config)
     weights = {key: torch.tensor(weight) for key, weight in state_dict(model).items()}
@@ -98,7 +103,7 @@ def patch(node: Node, source):
     return name, hook
 
 
-def run_hooked(reference: HookedTransformer, tokens, swapped: Sequence[Node] = (), source=None):
+def run_hooked(reference: "HookedTransformer", tokens, swapped: Sequence[Node] = (), source=None):
     """Logits and activations by name, in torch; a swapped node takes its value from `source`."""
     with reference.hooks(fwd_hooks=[patch(node, source) for node in swapped]):
         logits, cache = reference.run_with_cache(torch.as_tensor(tokens).long())

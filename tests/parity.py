@@ -13,6 +13,7 @@ random sets of any nodes, circuit and all, which can magnify rounding in single 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -25,12 +26,17 @@ from rich.console import Console
 from rich.table import Table
 
 import cases
+import siitjax.torch
 from siitjax.choice import check_choice
 from siitjax.command import Command, flag, main
+from siitjax.export import with_weights
 from siitjax.nodes import Node, NodeList
-from siitjax.torch import from_hooked_transformer, to_bridge, to_hooked_transformer, to_torch
+from siitjax.torch import to_bridge, to_torch
 from siitjax.transformer import Transformer, TransformerConfig, init_transformer
 
+LENS = version("transformer-lens")
+HAS_HOOKED = int(LENS.split(".")[0]) < 4
+"""Whether TransformerLens has HookedTransformer: its version 4 has no more."""
 TOLERANCE = 1e-5
 """In float32, fixed before the first run."""
 EXACT = 1e-12
@@ -183,17 +189,20 @@ def _hooks(load: Callable[[Transformer], Any]) -> Callable[[Transformer], Run]:
     return loaded
 
 
-LOADERS: dict[str, Callable[[Transformer], Run]] = {
-    "torch": _plain,
-    "hooked": _hooks(to_hooked_transformer),
-    "bridge": _hooks(to_bridge),
-}
-"""By `to_torch`, `to_hooked_transformer` and `to_bridge`."""
+LOADERS: dict[str, Callable[[Transformer], Run]] = {"torch": _plain, "bridge": _hooks(to_bridge)}
+"""By `to_torch` and `to_bridge`, and by `to_hooked_transformer` where there is one."""
+
+if HAS_HOOKED:
+    LOADERS["hooked"] = _hooks(siitjax.torch.to_hooked_transformer)
 
 
 def same_bits(model: Transformer) -> bool:
-    """Whether JAX -> torch -> JAX gives every weight back, bit for bit."""
-    back = from_hooked_transformer(to_hooked_transformer(model))
+    """Whether JAX -> torch -> JAX gives every weight back, bit for bit; by way of a HookedTransformer where it is."""
+    if HAS_HOOKED:
+        back = siitjax.torch.from_hooked_transformer(siitjax.torch.to_hooked_transformer(model))
+    else:
+        weights = {name: weight.detach().numpy() for name, weight in to_torch(model).state_dict().items()}
+        back = with_weights(jax.tree.map(jnp.zeros_like, model), weights)
     pairs = zip(jax.tree.leaves(model), jax.tree.leaves(back), strict=True)
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
 
@@ -209,7 +218,9 @@ class Parity(Command):
     def run(self) -> int:
         check_choice("weights", self.weights, ("shipped", "random"))
         torch.set_num_threads(1)
-        table = Table(title=f"Largest differences from JAX, {self.inputs} inputs", box=box.SIMPLE_HEAD)
+        table = Table(
+            title=f"Largest differences from JAX, {self.inputs} inputs, TransformerLens {LENS}", box=box.SIMPLE_HEAD
+        )
         for column in (
             "model",
             *(f"{name}\n{what}" for name in LOADERS for what in Difference._fields),

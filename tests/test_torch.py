@@ -5,6 +5,8 @@ import re
 import sys
 from dataclasses import replace
 from itertools import accumulate
+from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +23,13 @@ from siitjax.circuit import Variable
 from siitjax.export import save_weights, state_dict, with_weights
 from siitjax.loss import SquaredError
 from siitjax.nodes import head, mlp
-from siitjax.torch import (
-    CaseDataset,
-    TorchTransformer,
-    draw_datasets,
-    from_hooked_transformer,
-    interchanges,
-    to_hooked_transformer,
-    to_torch,
-    tokenizer,
-)
+from siitjax.torch import CaseDataset, TorchTransformer, draw_datasets, interchanges, to_bridge, to_torch, tokenizer
 from siitjax.torch.source import transformer
 from tests import parity
 from tests.hooked import RELU, VARIANTS
 from tests.parity import (
     EXACT,
+    HAS_HOOKED,
     LOADERS,
     TOLERANCE,
     differences,
@@ -48,6 +42,7 @@ from tests.parity import (
 
 torch.set_num_threads(1)
 
+with_hooked = pytest.mark.skipif(not HAS_HOOKED, reason="TransformerLens 4 has no HookedTransformer")
 MODELS = {
     "attn_only": VARIANTS["attn_only"],
     "gelu_no_layer_norm": replace(VARIANTS["no_layer_norm"], act_fn="gelu"),
@@ -87,7 +82,10 @@ def test_the_comparison_sees_a_weight_that_is_a_little_off(monkeypatch):
 def test_a_round_trip_gives_the_same_bits_and_shape(config):
     model = random_model(config)
     assert same_bits(model)
-    assert from_hooked_transformer(to_hooked_transformer(model)).config == replace(config, init_gain=1.0)
+    if HAS_HOOKED:
+        assert siitjax.torch.from_hooked_transformer(siitjax.torch.to_hooked_transformer(model)).config == replace(
+            config, init_gain=1.0
+        )
     weights = {name: weight.detach().numpy() for name, weight in to_torch(model).state_dict().items()}
     assert weights.keys() == state_dict(model).keys()
     back = with_weights(jax.tree.map(jnp.zeros_like, model), weights)
@@ -117,35 +115,56 @@ def test_a_loader_takes_a_transformer_a_folder_a_file_or_a_name(tmp_path):
 
 def changed(**changes):
     """A HookedTransformer whose config says something else than it should."""
-    made = to_hooked_transformer(random_model(RELU))
+    made = siitjax.torch.to_hooked_transformer(random_model(RELU))
     for name, value in changes.items():
         setattr(made.cfg, name, value)
     return made
 
 
+@with_hooked
 def test_a_hooked_transformer_of_another_kind_is_refused_and_all_of_it_named():
     message = "this HookedTransformer is not of our kind: it has use_attn_scale False, not True; act_fn silu, not relu"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        from_hooked_transformer(changed(act_fn="silu", use_attn_scale=False))
+        siitjax.torch.from_hooked_transformer(changed(act_fn="silu", use_attn_scale=False))
     with pytest.raises(ValueError, match=r"normalization_type LNPre, not LN or None"):
-        from_hooked_transformer(changed(normalization_type="LNPre"))
+        siitjax.torch.from_hooked_transformer(changed(normalization_type="LNPre"))
 
 
+@with_hooked
 def test_a_hooked_transformer_with_nan_is_refused():
     made = changed()
     with torch.no_grad():
         dict(made.named_parameters())["blocks.1.mlp.b_in"][0] = torch.nan
     with pytest.raises(ValueError, match=r"they hold NaN or infinite numbers in blocks\.1\.mlp\.b_in$"):
-        from_hooked_transformer(made)
+        siitjax.torch.from_hooked_transformer(made)
 
 
-@pytest.mark.parametrize(("missing", "file", "name"), [("transformer_lens", "hooked", "to_hooked_transformer")])
-def test_what_is_not_installed_is_told_with_the_extra_that_brings_it(missing, file, name, monkeypatch):
-    monkeypatch.setitem(sys.modules, missing, None)
-    monkeypatch.delitem(sys.modules, f"siitjax.torch.{file}")
-    message = f"siitjax.torch.{name} needs {missing}, which is not installed; pip install 'siitjax[torch]' brings it"
+def test_what_is_not_installed_is_told_with_the_extra_that_brings_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformer_lens", None)
+    monkeypatch.delitem(sys.modules, "siitjax.torch.hooked", raising=False)
+    message = (
+        "siitjax.torch.to_hooked_transformer needs transformer_lens, which is not installed; "
+        "pip install 'siitjax[torch]' brings it"
+    )
     with pytest.raises(ModuleNotFoundError, match=f"^{re.escape(message)}$"):
-        getattr(siitjax.torch, name)
+        siitjax.torch.to_hooked_transformer  # noqa: B018
+
+
+def test_what_transformer_lens_4_has_no_more_is_told_with_what_replaces_it(monkeypatch):
+    without = ModuleType("transformer_lens")
+
+    def removed(name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ImportError(f"{name!r} was removed in TransformerLens 4.0.", name=name)
+
+    vars(without)["__getattr__"] = removed
+    monkeypatch.setitem(sys.modules, "transformer_lens", without)
+    monkeypatch.delitem(sys.modules, "siitjax.torch.hooked", raising=False)
+    with pytest.raises(
+        ImportError, match=r"needs HookedTransformer, which TransformerLens 4 has no more; use to_bridge"
+    ):
+        siitjax.torch.to_hooked_transformer  # noqa: B018
 
 
 def test_a_name_that_is_not_there_is_told_with_those_that_are():
@@ -163,17 +182,72 @@ def test_the_tokenizer_spells_as_the_case_does(tmp_path):
     assert padded.tolist() == [[0, 2, 2, *12 * [1]], [0, 3, *13 * [1]]]
     words.save_pretrained(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path)("( ( )")["input_ids"] == [0, 2, 2, 3]
-    hooked = to_hooked_transformer(random_model(LEFT_GREATER.config))
-    hooked.set_tokenizer(words)
-    assert hooked.to_tokens("( ( )").tolist() == [[0, 2, 2, 3]]
-    with pytest.raises(Exception, match="UNK"):
-        words("( a )")
 
 
-def test_the_tokenizer_of_several_tasks_knows_their_names():
-    string = ["paren_checker:", "(", ")"]
-    spelled = tokenizer(COMBINED)("paren_checker: BOS ( )")["input_ids"]
-    assert spelled == COMBINED.tokens(string).tolist()
+TEXTS = {
+    "left_greater": (LEFT_GREATER, "( ( )"),
+    "1+2": (COMBINED, "paren_checker: BOS ( )"),
+}
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """TransformerLens would ask it for a tokenizer that puts BOS first."""
+
+    def ask(name, *_, **__):
+        raise AssertionError(f"the hub was asked for {name}")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", ask)
+
+
+@pytest.mark.parametrize(("case", "text"), TEXTS.values(), ids=TEXTS)
+def test_transformer_lens_takes_the_tokenizer_and_asks_no_hub(case, text, no_hub):
+    tokens = case.tokens([word for word in text.split() if word != "BOS"]).tolist()
+    model = random_model(case.config)
+    bridge = to_bridge(model)
+    bridge.tokenizer = tokenizer(case)
+    takers: list[Any] = [bridge]
+    if HAS_HOOKED:
+        takers.append(siitjax.torch.to_hooked_transformer(model))
+        takers[-1].set_tokenizer(tokenizer(case))
+    logits, _ = to_torch(model)(torch.tensor([tokens]))
+    for taker in takers:
+        assert taker.to_tokens(text).tolist() == [tokens]
+        assert taker.to_tokens([text, text]).tolist() == [tokens, tokens]
+        torch.testing.assert_close(taker(text), logits, atol=TOLERANCE, rtol=0)
+
+
+REFUSED_TEXTS = [
+    (LEFT_GREATER, "( a )", '"a" is not a token of left_greater; those are BOS PAD ( )'),
+    (LEFT_GREATER, "BOS ( )", '"BOS ( )" would have BOS twice: it is put before a text; write "( )"'),
+    (COMBINED, "left_greater: ( )", '"left_greater: ( )" has no BOS; write "left_greater: BOS ( )"'),
+    (
+        COMBINED,
+        "( )",
+        '"( )" does not begin with left_greater: or paren_checker:; write, say, "left_greater: BOS ( )"',
+    ),
+    (
+        COMBINED,
+        "left_greter: BOS (",
+        '"left_greter:" is not a token of left_greater+paren_checker; '
+        "those are BOS PAD ( ) left_greater: paren_checker:",
+    ),
+]
+
+
+@pytest.mark.parametrize(("case", "text", "message"), REFUSED_TEXTS, ids=[text for _, text, _ in REFUSED_TEXTS])
+def test_a_text_that_the_case_cannot_spell_is_refused_and_its_word_named(case, text, message):
+    words, exactly = tokenizer(case), f"^{re.escape(message)}$"
+    with pytest.raises(ValueError, match=exactly):
+        words(text)
+    with pytest.raises(ValueError, match=exactly):
+        words(["", text], padding=True)
+    with pytest.raises(ValueError, match=exactly):
+        words(text.split(), is_split_into_words=True)
+
+
+def test_a_part_of_a_sample_needs_no_bos_and_no_task():
+    assert tokenizer(COMBINED)("( )", add_special_tokens=False)["input_ids"] == [2, 3]
 
 
 def greater(tokens: list[int]) -> list[int]:
@@ -243,3 +317,15 @@ def test_interchanges_at_a_node_that_is_not_there_are_refused_before_any_is_made
         interchanges(dataset, 8, nodes=[head(2, 0)])
     with pytest.raises(ValueError, match=r"^batch_size is 0; it must be at least 1$"):
         interchanges(dataset, 0)
+
+
+def test_a_swap_that_the_plain_module_cannot_make_is_refused():
+    module = to_torch(random_model(LEFT_GREATER.config))
+    tokens = torch.zeros(2, 5, dtype=torch.long)
+    _, held = module(tokens)
+    with pytest.raises(ValueError, match=r"^there is no node L2H0; the nodes are embed, L0H0, L0H1, L0H2, L0H3, MLP0$"):
+        module(tokens, ([mlp(0), head(2, 0)], held))
+    for other, shape in ((tokens[:1], "(1, 5, 48)"), (tokens[:, :1], "(2, 1, 48)")):
+        message = f"the source's blocks.0.mlp.hook_post has shape {shape}, the base's (2, 5, 48); they must be alike"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            module(tokens, ([mlp(0)], module(other)[1]))

@@ -1,8 +1,8 @@
 """Our models in PyTorch, TransformerLens and SAELens.
 
     to_torch                  a plain torch.nn.Module
-    to_hooked_transformer     TransformerLens' HookedTransformer
-    to_bridge                 the TransformerBridge that replaces it
+    to_hooked_transformer     TransformerLens' HookedTransformer, which its version 4 has no more
+    to_bridge                 the TransformerBridge that replaces it, of version 3.9 or later
     from_hooked_transformer   a HookedTransformer as one of ours
     read_published            a published folder of Anders & Garriga-Alonso 2024 as one of ours
     tokenizer, CaseDataset, draw_datasets, interchanges   a case's strings, labels and counterfactuals
@@ -52,4 +52,11 @@ def __getattr__(name: str) -> Any:
         extra = "sae" if file == "sae" else "torch"
         raise ModuleNotFoundError(
             f"siitjax.torch.{name} needs {error.name}, which is not installed; pip install 'siitjax[{extra}]' brings it"
+        ) from None
+    except ImportError as error:
+        if error.name != "HookedTransformer":
+            raise
+        raise ImportError(
+            f"siitjax.torch.{name} needs HookedTransformer, which TransformerLens 4 has no more; use to_bridge, or "
+            "pip install 'transformer-lens<4'"
         ) from None

@@ -20,29 +20,75 @@ IGNORED = -100
 """The class of tokens that do not count, pads and task tokens: what torch's cross-entropy leaves out by default."""
 
 
-def tokenizer(case: Case) -> PreTrainedTokenizerFast:
+class CaseTokenizer(PreTrainedTokenizerFast):
+    """The Hugging Face tokenizer of a case's vocabulary, which refuses what the case cannot spell.
+
+    A saved one that is loaded by AutoTokenizer spells alike, but does not say what is wrong with a text, and takes one
+    of a combined case without BOS.
+    """
+
+    def __init__(self, case: Case):
+        ids = {token: i for i, token in enumerate(case.vocabulary)}
+        words = Tokenizer(models.WordLevel(ids))
+        words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        template = "$A" if case.tasks else "BOS $A"
+        words.post_processor = processors.TemplateProcessing(template, special_tokens=[("BOS", ids["BOS"])])
+        super().__init__(
+            tokenizer_object=words,
+            bos_token="BOS",
+            pad_token="PAD",
+            model_max_length=case.n_ctx,
+            padding_side="right",
+            clean_up_tokenization_spaces=False,
+            name_or_path=case.name,
+            **({} if case.tasks else {"add_bos_token": True}),
+        )
+        self.case = case
+
+    @property
+    def add_bos_token(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride] (it cannot be set)
+        """True: every text has its BOS. Of any other, TransformerLens looks on the hub for one that puts it first."""
+        return True
+
+    def _encode_plus(self, text, text_pair=None, **options):  # pyright: ignore[reportIncompatibleMethodOverride]
+        split, whole = options.get("is_split_into_words", False), options.get("add_special_tokens", True)
+        one = isinstance(text, str) or (split and not (text and isinstance(text[0], list)))
+        for given in [text] if one else text:
+            self._check(list(given) if split else given.split(), whole)
+        if self.case.tasks and text == "":
+            # BOS alone, as without tasks: from this TransformerLens sees that it is to put none before a text.
+            text = "BOS"
+        return super()._encode_plus(text, text_pair, **options)
+
+    def _check(self, words: Sequence[str], whole: bool) -> None:
+        """Raises ValueError where the case cannot spell the words, as a whole sample or as a part of one."""
+        case, text = self.case, " ".join(words)
+        if unknown := [word for word in words if word not in case.vocabulary]:
+            raise ValueError(f'"{unknown[0]}" is not a token of {case.name}; those are {" ".join(case.vocabulary)}')
+        if not (whole and words):
+            return
+        if not case.tasks:
+            if words[0] == "BOS" and len(words) > 1:
+                raise ValueError(f'"{text}" would have BOS twice: it is put before a text; write "{text[4:]}"')
+        elif words[0] not in case.tasks:
+            own = " ".join(word for word in words if word != "BOS")
+            tasks = " or ".join(case.tasks)
+            raise ValueError(f'"{text}" does not begin with {tasks}; write, say, "{case.tasks[0]} BOS {own}"')
+        elif words[1:2] != ["BOS"]:
+            raise ValueError(f'"{text}" has no BOS; write "{" ".join([words[0], "BOS", *words[1:]])}"')
+
+
+def tokenizer(case: Case) -> CaseTokenizer:
     """A Hugging Face tokenizer of the case's vocabulary: words with spaces between, no unknown ones.
 
-    It puts BOS before a text, as the case does, and TransformerLens' `set_tokenizer` takes it. Where a text begins with
-    the name of a task, it is to be spelled with its BOS, "left_greater: BOS ( )": templates of Hugging Face cannot put
-    it second, nor can TransformerLens.
+    It puts BOS before a text, as the case does. Where a text begins with the name of a task, it is to be spelled with
+    its BOS, "left_greater: BOS ( )": templates of Hugging Face cannot put it second. TransformerLens takes it:
+    `hooked.set_tokenizer(tokenizer(case))`, or `bridge.tokenizer = tokenizer(case)`.
+
+    Raises (when it is called):
+        ValueError: a word is not a token, the task is not named, or BOS is missing, or there twice.
     """
-    ids = {token: i for i, token in enumerate(case.vocabulary)}
-    words = Tokenizer(models.WordLevel(ids))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if not case.tasks:
-        words.post_processor = processors.TemplateProcessing("BOS $A", special_tokens=[("BOS", ids["BOS"])])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        bos_token="BOS",
-        pad_token="PAD",
-        model_max_length=case.n_ctx,
-        padding_side="right",
-        clean_up_tokenization_spaces=False,
-        # Without these two, TransformerLens would look for another one that puts BOS first, on the hub.
-        name_or_path=case.name,
-        add_bos_token=not case.tasks,
-    )
+    return CaseTokenizer(case)
 
 
 class CaseDataset(Dataset[tuple[Tensor, Tensor]]):

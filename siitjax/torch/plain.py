@@ -105,6 +105,9 @@ class TorchTransformer(nn.Module):
     `module(tokens, swap)` gives the logits, and the activations by their sites' names: "hook_embed",
     "blocks.0.attn.hook_z" (batch, seq, head, d_head), "blocks.0.mlp.hook_post" (batch, seq, d_mlp). A swap is nodes,
     and the activations of a source run: the nodes take their values from it, and what comes later is computed again.
+
+    Raises (when it is called):
+        ValueError: the transformer has no such node, or the source's run is of another shape than the base's.
     """
 
     def __init__(self, config: TransformerConfig):
@@ -120,11 +123,15 @@ class TorchTransformer(nn.Module):
         swap: tuple[Sequence[Node], Mapping[str, Tensor]] | None = None,
     ) -> tuple[Float[Tensor, "batch seq out"], dict[str, Tensor]]:
         nodes, source = swap or ((), {})
+        self.config.nodes.mask(nodes)  # says which nodes there are, where one of these is not
         held: dict[str, Tensor] = {}
 
         def site(name: str, value: Tensor) -> Tensor:
             for node in nodes:
                 if node.hook.split("[")[0] == name:
+                    if source[name].shape != value.shape:
+                        given, own = tuple(source[name].shape), tuple(value.shape)
+                        raise ValueError(f"the source's {name} has shape {given}, the base's {own}; they must be alike")
                     part = ... if node.head is None else (slice(None), slice(None), node.head)
                     value = value.clone()
                     value[part] = source[name][part]

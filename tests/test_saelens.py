@@ -6,18 +6,26 @@ import signal
 import warnings
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 with warnings.catch_warnings():
     # SAELens 6 imports names of TransformerLens that are to go in its version 4.
     warnings.simplefilter("ignore", DeprecationWarning)
     import sae_lens
+    from sae_lens.evals import get_recons_loss
+    from sae_lens.training.activation_scaler import ActivationScaler
 
 import cases
 from siitjax.nodes import head
-from siitjax.torch import saelens_runner, sites, to_hooked_transformer, train_sae
+from siitjax.sae.file import save_sae
+from siitjax.sae.kinds import init_sae
+from siitjax.sae.site import HOOKS, Site
+from siitjax.torch import saelens_runner, sites, to_hooked_transformer, to_sae_transformer, to_torch, train_sae
 from siitjax.torch.sae import SAETraining
 from tests.parity import random_model
 
@@ -53,6 +61,77 @@ def test_what_saelens_trains_is_saved_loaded_again_and_explains_the_site(site, t
     metadata = json.loads((tmp_path / "sae" / "cfg.json").read_text())["metadata"]
     assert metadata["hook_name"] == site.split("[")[0]
     assert metadata["hook_head_index"] == (3 if "[" in site else None)
+
+
+SMALL = cases.find("duplicate_remover")
+SMALL_MODEL = random_model(SMALL.config)
+TOKENS = torch.from_numpy(SMALL.draw(8, 8, np.random.default_rng(7))[0]).long()
+ONE_HEAD = "blocks.1.attn.hook_z[2]"
+EVERY_HOOK = [site for site in sites(SMALL.config) if "[" not in site]
+
+
+def replaced(site: str, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits of TOKENS with an SAE at the site, computed from its weights alone: what is attached is not used."""
+    hooked = to_hooked_transformer(SMALL_MODEL)
+    name, _, index = site.rstrip("]").partition("[")
+
+    def rebuilt(x: torch.Tensor) -> torch.Tensor:
+        latents = torch.relu((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"])
+        return latents @ weights["W_dec"] + weights["b_dec"]
+
+    def hook(value, hook):
+        if not index:
+            return rebuilt(value.flatten(2)).reshape(value.shape)
+        value = value.clone()
+        value[:, :, int(index)] = rebuilt(value[:, :, int(index)])
+        return value
+
+    with torch.no_grad():
+        return hooked.run_with_hooks(TOKENS, fwd_hooks=[(name, hook)])
+
+
+@pytest.mark.parametrize("site", [*EVERY_HOOK, ONE_HEAD])
+def test_what_is_saved_is_attached_by_saelens_at_every_hook(site, tmp_path):
+    short = SAETraining(steps=2, batch_size=64, samples=40)
+    train_sae(SMALL, SMALL_MODEL, site, training=short, out=tmp_path / "sae")
+    loaded = sae_lens.SAE.load_from_disk(tmp_path / "sae")
+    expected = replaced(site, load_file(tmp_path / "sae" / "sae_weights.safetensors"))
+    plain, _ = to_torch(SMALL_MODEL)(TOKENS)
+    assert (expected - plain).abs().max() > 1e-2  # it is felt
+    hooked = to_sae_transformer(SMALL_MODEL)
+    with torch.no_grad():
+        torch.testing.assert_close(hooked(TOKENS), plain, atol=1e-5, rtol=0)
+        if site != ONE_HEAD:
+            found = hooked.run_with_saes(TOKENS, saes=[loaded])
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+            return
+        # SAELens would attach it to all heads alike, but its evaluations use it at its own.
+        scored = get_recons_loss(loaded, hooked, ActivationScaler(), TOKENS, compute_kl=True, compute_ce_loss=False)
+    before, after = (logits.detach().log_softmax(-1) for logits in (plain, expected))
+    divergence = (before.exp() * (before - after)).sum(-1)
+    torch.testing.assert_close(scored["kl_div_with_sae"], divergence, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("hook", HOOKS[1:])
+def test_what_we_train_ourselves_is_attached_by_saelens_at_every_hook(hook, tmp_path):
+    site = Site(hook, 0)
+    width = site.width(SMALL.config)
+    sae = init_sae("standard", jnp.full(width, 0.1), 2 * width, jnp.float32(1), key=jax.random.key(0))
+    save_sae(tmp_path / "sae", sae, site, "duplicate_remover", 15, {})
+
+    @jax.jit
+    @jax.vmap
+    def ours(tokens):
+        _, activations = SMALL_MODEL(tokens)
+        value = site.read(SMALL_MODEL, activations)
+        return site.replaced(SMALL_MODEL, tokens, activations, sae.decode(sae.encode(value)))
+
+    with torch.no_grad():
+        found = to_sae_transformer(SMALL_MODEL).run_with_saes(
+            TOKENS, saes=[sae_lens.SAE.load_from_disk(tmp_path / "sae")]
+        )
+    expected = np.asarray(ours(jnp.asarray(TOKENS.numpy(), jnp.int32)))
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-4, rtol=0)
 
 
 def test_any_of_saelens_kinds_is_trained_and_the_seed_decides_it():

@@ -5,6 +5,7 @@ import re
 import sys
 from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -329,3 +330,14 @@ def test_a_swap_that_the_plain_module_cannot_make_is_refused():
         message = f"the source's blocks.0.mlp.hook_post has shape {shape}, the base's (2, 5, 48); they must be alike"
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             module(tokens, ([mlp(0)], module(other)[1]))
+
+
+def test_the_code_that_the_readme_shows_for_torch_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.DOTALL)
+    (shown,) = [block for block in blocks if "siitjax.torch" in block]
+    found: dict = {}
+    exec(shown, found)
+    assert found["tokens"].tolist() == [COMBINED.tokens(["left_greater:", "(", ")", "("]).tolist()]
+    logits, held = to_torch("1+2")(found["tokens"])
+    torch.testing.assert_close(found["logits"], logits, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(found["cache"]["blocks.1.mlp.hook_post"], held["blocks.1.mlp.hook_post"])

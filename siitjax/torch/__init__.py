@@ -6,7 +6,7 @@
     from_hooked_transformer   a HookedTransformer as one of ours
     read_published            a published folder of Anders & Garriga-Alonso 2024 as one of ours
     tokenizer, CaseDataset, draw_datasets, interchanges   a case's strings, labels and counterfactuals
-    sites, saelens_runner, train_sae                      SAEs, by SAELens
+    sites, saelens_runner, train_sae, to_sae_transformer  SAEs, by SAELens
 
 The extra `torch` brings what all but the last line need, the extra `sae` the rest. Each is imported when it is first
 used, so that a plain module needs no TransformerLens, and none of them SAELens.
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from siitjax.torch.published import read_published as read_published
     from siitjax.torch.sae import saelens_runner as saelens_runner
     from siitjax.torch.sae import sites as sites
+    from siitjax.torch.sae import to_sae_transformer as to_sae_transformer
     from siitjax.torch.sae import train_sae as train_sae
 
 FILES = {
@@ -37,7 +38,7 @@ FILES = {
     "bridge": ("to_bridge",),
     "published": ("read_published",),
     "data": ("CaseDataset", "Interchange", "draw_datasets", "interchanges", "tokenizer"),
-    "sae": ("saelens_runner", "sites", "train_sae"),
+    "sae": ("saelens_runner", "sites", "to_sae_transformer", "train_sae"),
 }
 """Which file of this folder each name is in."""
 

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from siitjax.case import Case
+from siitjax.errors import UserError
 from siitjax.nodes import Node
 
 IGNORED = -100
@@ -64,18 +65,18 @@ class CaseTokenizer(PreTrainedTokenizerFast):
         """Raises ValueError where the case cannot spell the words, as a whole sample or as a part of one."""
         case, text = self.case, " ".join(words)
         if unknown := [word for word in words if word not in case.vocabulary]:
-            raise ValueError(f'"{unknown[0]}" is not a token of {case.name}; those are {" ".join(case.vocabulary)}')
+            raise UserError(f'"{unknown[0]}" is not a token of {case.name}; those are {" ".join(case.vocabulary)}')
         if not (whole and words):
             return
         if not case.tasks:
             if words[0] == "BOS" and len(words) > 1:
-                raise ValueError(f'"{text}" would have BOS twice: it is put before a text; write "{text[4:]}"')
+                raise UserError(f'"{text}" would have BOS twice: it is put before a text; write "{text[4:]}"')
         elif words[0] not in case.tasks:
             own = " ".join(word for word in words if word != "BOS")
             tasks = " or ".join(case.tasks)
-            raise ValueError(f'"{text}" does not begin with {tasks}; write, say, "{case.tasks[0]} BOS {own}"')
+            raise UserError(f'"{text}" does not begin with {tasks}; write, say, "{case.tasks[0]} BOS {own}"')
         elif words[1:2] != ["BOS"]:
-            raise ValueError(f'"{text}" has no BOS; write "{" ".join([words[0], "BOS", *words[1:]])}"')
+            raise UserError(f'"{text}" has no BOS; write "{" ".join([words[0], "BOS", *words[1:]])}"')
 
 
 def tokenizer(case: Case) -> CaseTokenizer:
@@ -149,7 +150,7 @@ def interchanges(
     """
     circuit = dataset.case.circuit
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
     drawn_from = circuit.nodes.named(circuit.circuit_mask) if nodes is None else tuple(nodes)
     masks = [circuit.nodes.mask([node]) for node in drawn_from]  # all of them, so that a wrong one is told at once
     return _interchanges(dataset, batch_size, drawn_from, masks, np.random.default_rng(seed))

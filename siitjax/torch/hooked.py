@@ -4,6 +4,7 @@ TransformerLens 2 wants a NumPy that is older than ours; there, a model's folder
 """
 
 import warnings
+from typing import TypeVar
 
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
@@ -12,6 +13,8 @@ from siitjax.lens import from_lens_config, lens_config
 from siitjax.torch.source import Source, tensors, transformer
 from siitjax.transformer import Transformer
 
+Hooked = TypeVar("Hooked", bound=HookedTransformer)
+
 
 def to_hooked_transformer(source: Source, *, device: str = "cpu") -> HookedTransformer:
     """The HookedTransformer of a transformer, a model's folder, or a shipped model's name.
@@ -19,11 +22,16 @@ def to_hooked_transformer(source: Source, *, device: str = "cpu") -> HookedTrans
     Raises:
         ValueError: it is no model.
     """
+    return load_into(HookedTransformer, source, device)
+
+
+def load_into(cls: type[Hooked], source: Source, device: str) -> Hooked:
+    """The same as HookedTransformer, or as a class that is one."""
     model = transformer(source)
     with warnings.catch_warnings():
         # TransformerLens 3 tells its users to build a bridge. Who calls this has chosen; `to_bridge` is the other.
         warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
-        hooked = HookedTransformer(HookedTransformerConfig(**lens_config(model.config), device=device))
+        hooked = cls(HookedTransformerConfig(**lens_config(model.config), device=device))
     # Not strict, because the causal masks are in its state dict too.
     found = hooked.load_state_dict(tensors(model), strict=False)
     assert not found.unexpected_keys

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from siitjax.errors import UserError
 from siitjax.nodes import Node
 from siitjax.torch.source import Source, tensors, transformer
 from siitjax.transformer import LN_EPS, TransformerConfig
@@ -131,7 +132,7 @@ class TorchTransformer(nn.Module):
                 if node.hook.split("[")[0] == name:
                     if source[name].shape != value.shape:
                         given, own = tuple(source[name].shape), tuple(value.shape)
-                        raise ValueError(f"the source's {name} has shape {given}, the base's {own}; they must be alike")
+                        raise UserError(f"the source's {name} has shape {given}, the base's {own}; they must be alike")
                     part = ... if node.head is None else (slice(None), slice(None), node.head)
                     value = value.clone()
                     value[part] = source[name][part]

@@ -30,6 +30,7 @@ from siitjax.case import PAD, Case
 from siitjax.circuit import Counterfactual, Variable
 from siitjax.combine import combine
 from siitjax.data import shares
+from siitjax.errors import UserError
 from siitjax.folder import checked_model, read_tensors, without_constants
 from siitjax.lens import from_lens_config
 from siitjax.trained import MODEL_FILE
@@ -63,7 +64,7 @@ def read_published(folder: Path | str, counterfactual: Counterfactual = "frozen"
     """
     folder = Path(folder)
     if not (folder / MODEL_FILE).is_file():
-        raise ValueError(f"{folder} is not a published model: it holds no {MODEL_FILE}")
+        raise UserError(f"{folder} is not a published model: it holds no {MODEL_FILE}")
     found, _ = read_tensors(folder / MODEL_FILE)
     weights = without_constants(found)
     described = _config(folder)
@@ -83,11 +84,11 @@ def _config(folder: Path) -> dict[str, Any]:
             try:
                 found = yaml.safe_load(file.read_text())  # JSON is YAML
             except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ValueError(f"{file} cannot be read ({' '.join(str(error).split())})") from None
+                raise UserError(f"{file} cannot be read ({' '.join(str(error).split())})") from None
             if not isinstance(found, dict):
-                raise ValueError(f"{file} holds {type(found).__name__}, not fields such as n_layers")
+                raise UserError(f"{file} holds {type(found).__name__}, not fields such as n_layers")
             return found
-    raise ValueError(f"{folder} is not a published model: it holds neither config.yaml nor config.json")
+    raise UserError(f"{folder} is not a published model: it holds neither config.yaml nor config.json")
 
 
 def _tasks(folder: Path) -> list[str]:
@@ -96,13 +97,13 @@ def _tasks(folder: Path) -> list[str]:
     try:
         listed = json.loads(file.read_text()) if file.exists() else [folder.resolve().name]
     except ValueError as error:
-        raise ValueError(f"{file} is not whole JSON ({error})") from None
+        raise UserError(f"{file} is not whole JSON ({error})") from None
     names = [str(name) for name in listed] if isinstance(listed, list) and listed else [str(listed)]
     if unknown := [name for name in names if name not in NAMES]:
         where = str(file) if file.exists() else f"{folder} has no cases.json, and its name"
-        raise ValueError(f'{where} names the task "{unknown[0]}"; it must be among {", ".join(NAMES)}')
+        raise UserError(f'{where} names the task "{unknown[0]}"; it must be among {", ".join(NAMES)}')
     if len(set(names)) < len(names):
-        raise ValueError(f"{file} names a task twice: {', '.join(names)}; published models have each once")
+        raise UserError(f"{file} names a task twice: {', '.join(names)}; published models have each once")
     return [NAMES[name] for name in names]
 
 

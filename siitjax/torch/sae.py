@@ -9,7 +9,7 @@ it would log to a server (it does not).
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from datasets import IterableDataset
 from sae_lens import (
+    HookedSAETransformer,
     LanguageModelSAERunnerConfig,
     LanguageModelSAETrainingRunner,
     LoggingConfig,
@@ -26,7 +27,8 @@ from sae_lens import (
 )
 
 from siitjax.case import PAD, Case
-from siitjax.torch.hooked import to_hooked_transformer
+from siitjax.errors import UserError
+from siitjax.torch.hooked import load_into, to_hooked_transformer
 from siitjax.torch.source import Source, check_case, transformer
 from siitjax.transformer import TransformerConfig
 
@@ -55,13 +57,14 @@ class SAETraining:
     def __post_init__(self):
         for name in ("steps", "batch_size", "lr", "samples"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be greater than 0")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be greater than 0")
 
 
 def sites(config: TransformerConfig) -> dict[str, int]:
     """The sites that an SAE can be trained at, by TransformerLens' names, and how wide each is.
 
-    "blocks.0.attn.hook_z" is of all heads side by side, "blocks.0.attn.hook_z[2]" of one.
+    "blocks.0.attn.hook_z" is of all heads side by side, "blocks.0.attn.hook_z[2]" of one. SAELens evaluates an SAE of
+    one head as such, but its `run_with_saes` attaches one to all heads alike.
     """
     found = {"hook_embed": config.d_model}
     for i in range(config.n_layers):
@@ -102,9 +105,9 @@ def saelens_runner(
     model = transformer(source)
     found = sites(model.config)
     if site not in found:
-        raise ValueError(f'the model has no site "{site}"; its sites are {", ".join(found)}')
+        raise UserError(f'the model has no site "{site}"; its sites are {", ".join(found)}')
     if (case.config.d_vocab, case.n_ctx) != (model.config.d_vocab, model.config.n_ctx):
-        raise ValueError(
+        raise UserError(
             f"{case.name} has {case.config.d_vocab} tokens in samples of {case.n_ctx}, but the transformer is made for "
             f"{model.config.d_vocab} in samples of {model.config.n_ctx}; give the case that it was trained on"
         )
@@ -112,10 +115,12 @@ def saelens_runner(
     width = found[site]
     sae = sae or StandardTrainingSAEConfig(d_in=width, d_sae=4 * width, l1_coefficient=1.0)
     if sae.d_in != width:
-        raise ValueError(f"the SAE takes {sae.d_in} numbers, but {site} holds {width}; give it d_in={width}")
+        raise UserError(f"the SAE takes {sae.d_in} numbers, but {site} holds {width}; give it d_in={width}")
     if out is not None and Path(out).exists():
-        raise ValueError(f"{out} exists, and nothing is replaced; choose another folder, or take it away")
+        raise UserError(f"{out} exists, and nothing is replaced; choose another folder, or take it away")
     name, _, head = site.rstrip("]").partition("[")
+    if name.endswith("hook_z") and not head:
+        sae = replace(sae, reshape_activations="hook_z")  # it is attached where heads have an axis of their own
     config = LanguageModelSAERunnerConfig(
         sae=sae,
         model_name=case.name,
@@ -155,6 +160,17 @@ def train_sae(
     runner = saelens_runner(case, source, site, sae=sae, training=training, out=out)
     with _seeded(training.seed), _same_signals():
         return runner.run()
+
+
+def to_sae_transformer(source: Source, *, device: str = "cpu") -> HookedSAETransformer:
+    """SAELens' HookedSAETransformer of a transformer, a model's folder, or a shipped model's name.
+
+    What `train_sae` saved is attached to it: `run_with_saes(tokens, saes=[SAE.load_from_disk(out)])`.
+
+    Raises:
+        ValueError: it is no model.
+    """
+    return load_into(HookedSAETransformer, source, device)
 
 
 def _samples(case: Case, training: SAETraining) -> IterableDataset:

@@ -18,6 +18,7 @@ from siitjax.choice import check_choice
 from siitjax.errors import UserError
 from siitjax.fit import check_mask, check_source
 from siitjax.nodes import EMBED, Node, NodeList
+from siitjax.precision import matmul_precision
 
 TOKENS = "tokens"
 
@@ -147,6 +148,7 @@ class Circuit:
         """The variables that live on `node`."""
         return tuple(v for v in self.variables if v.node == node)
 
+    @matmul_precision()
     def __call__(
         self, tokens: Int[Array, " seq"], swap: tuple[Bool[Array, " node"], Values] | None = None
     ) -> tuple[Shaped[Array, "seq *out"], Values]:

@@ -64,14 +64,14 @@ def launch(
     policy: Policy,
     watcher: Watcher,
     save_seconds: float,
-    worker: tuple[str, Sequence[str]],
+    worker: tuple[str, Sequence[str]] | None,
     lock: int,
 ) -> Ended:
     """Trains the waiting members; their files are written, and their rows given to `watcher.finished`.
 
     Args:
         save_seconds: between checkpoints.
-        worker: what a worker process is told of the question.
+        worker: what a worker process is told of the question; needed where the policy has workers.
         lock: file descriptor of the folder's lock, which the workers hold too.
 
     Raises:
@@ -81,6 +81,7 @@ def launch(
     saved = lambda: find(results.checkpoints, results.digest)
     start = f"{next_start(results.checkpoints):04d}-{results.host}"
     if policy.workers:
+        assert worker is not None
         question, flags = worker
         pool = Pool(question, flags, start, results.members, list(waiting), saved, watcher, inherit=[lock])
         with Interrupt(pool.stop) as interrupt:

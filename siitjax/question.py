@@ -4,6 +4,7 @@ A question is a frozen dataclass, one field a flag (see sweeps/betas.py). Runnin
 and have no row yet, and ends with its table, its picture and its sentence.
 """
 
+import ast
 import json
 import os
 import sys
@@ -27,11 +28,15 @@ from siitjax.labels import check_labels
 from siitjax.launch import launch
 from siitjax.objective import DrawnPer, Sampling
 from siitjax.policy import Policy, choose_policy, use_compilation_cache
+from siitjax.precision import MatmulPrecision
 from siitjax.progress import Progress
 from siitjax.report import Verdict, picture, summarise, summary, table
 from siitjax.results import Results, ResultsError, Row
 from siitjax.sweep import Member, Occupancy
 from siitjax.train import TrainConfig, Updates
+
+Words = tuple[str, list[str]]
+"""What a worker process is told of a question: where its class is, and its flags."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,9 @@ class Question(Command):
     init_gain: float = flag(1.0, "gain of the Xavier normal initialisation")
     drawn_per: DrawnPer = flag("batch", "draw the nodes to swap once a batch, or for every example: batch or example")
     embedding: bool = flag(False, "count the embedding as a circuit node, as the original did; its swap is trivial")
+    matmul_precision: MatmulPrecision = flag(
+        "highest", "how exactly GPUs and TPUs multiply: highest (true float32), high, or default (fastest)"
+    )
     workers: int = flag(0, "on CPU: processes with a core each, a member in each; 0 for as many as cores", least=0)
     lanes: int = flag(0, "members at once in one program; 0 for 1 on CPU, else for what memory holds", least=0)
     devices: int = flag(0, "split the lanes over this many devices; 0 for all (on CPU they are virtual)", least=0)
@@ -84,7 +92,7 @@ class Question(Command):
         """How a case is trained; `sampling` is what differs from the flags."""
         how = Sampling(**{"drawn_per": self.drawn_per, "embedding": self.embedding, **sampling})
         samples = self.samples * max(len(case.tasks), 1)
-        return TrainConfig(case, self.epochs, self.batch_size, samples, updates, how)
+        return TrainConfig(case, self.epochs, self.batch_size, samples, updates, how, self.matmul_precision)
 
     def picture(self, rows: Sequence[Row], results: Results, verdict: Verdict, path: Path) -> None:
         """Draws the picture, a png or a pdf as the path says: curves and convergence, unless a question has its own."""
@@ -118,11 +126,13 @@ class Question(Command):
         for case in dict.fromkeys(member.config.case for member in members):
             check_labels(case)
         use_compilation_cache()
-        policy = choose_policy(self.workers, self.lanes, self.devices)
+        policy, worker = choose_policy(self.workers, self.lanes, self.devices), worker_words(self)
+        if policy.workers and worker is None:
+            policy = replace(policy, workers=0)
         with results.held() as lock:
-            return self._train(results, policy, lock, screen)
+            return self._train(results, policy, worker, lock, screen)
 
-    def _train(self, results: Results, policy: Policy, lock: int, screen: Console) -> int:
+    def _train(self, results: Results, policy: Policy, worker: Words | None, lock: int, screen: Console) -> int:
         log = Console(stderr=True, soft_wrap=True)
         done = {row["member"] for row in results.begin(resume=self.resume or self.distributed)}
         waiting = [i for i in range(len(results.members)) if i not in done]
@@ -135,8 +145,10 @@ class Question(Command):
         ended = None
         if waiting:
             log.print(f"{len(waiting)} members to train, {policy.words(len(waiting))}", highlight=False)
+            if worker is None and jax.default_backend() == "cpu":
+                log.print(f"All in this process: no other can import {type(self).__name__}, which is in no file.")
             with Keeper(results, log, len(waiting)) as progress:
-                ended = launch(results, waiting, policy, progress, self.save_seconds, worker_words(self), lock)
+                ended = launch(results, waiting, policy, progress, self.save_seconds, worker, lock)
         kept = len(results.check(resume=True) or ())
         if ended is not None and ended.signal is not None:
             log.print(
@@ -186,14 +198,25 @@ class Keeper(Progress):
         super().finished(index, member, row)
 
 
-def worker_words(question: Question) -> tuple[str, list[str]]:
-    """What a worker is told of the question: where its class is, and its flags."""
-    kind, main = type(question), sys.modules["__main__"]
-    module = kind.__module__
-    if module == "__main__":
-        spec = getattr(main, "__spec__", None)
-        module = spec.name if spec is not None else os.path.abspath(main.__file__ or "")
-    return f"{module}:{kind.__name__}", as_flags(question)
+def worker_words(question: Question) -> Words | None:
+    """What a worker is told of the question. None where it could not import the class: one of a notebook, of standard
+    input, of exec, or of a function."""
+    kind = type(question)
+    module = sys.modules.get(kind.__module__)
+    file = getattr(module, "__file__", None)
+    if module is None or file is None or not _defines(Path(file), kind.__qualname__):
+        return None
+    name = kind.__module__
+    if name == "__main__":
+        name = os.path.abspath(file) if module.__spec__ is None else module.__spec__.name
+    return f"{name}:{kind.__name__}", as_flags(question)
+
+
+def _defines(file: Path, name: str) -> bool:
+    """Whether a class of that name is written in the file, not within anything else."""
+    if file.suffix != ".py" or not file.exists():
+        return False
+    return any(isinstance(line, ast.ClassDef) and line.name == name for line in ast.parse(file.read_bytes()).body)
 
 
 def _show(question: Question, rows: Sequence[Row], results: Results, screen: Console) -> Verdict:

@@ -24,6 +24,7 @@ from siitjax.evaluate import evaluate
 from siitjax.forms import Form, fastest, mean_over_parts
 from siitjax.metrics import Metrics
 from siitjax.objective import BASE, IIT, SIIT, Sampling, batch_masks, term_losses
+from siitjax.precision import MatmulPrecision, matmul_precision
 from siitjax.transformer import Transformer, init_transformer
 
 Updates = Literal["single", "three"]
@@ -91,9 +92,11 @@ class TrainConfig:
         updates: "single", one update a batch on the weighted sum, or "three", one for each term in turn
             (Gupta et al. 2024, Algorithm 1), each with its own weight, all on one optimizer state.
         sampling: how nodes are drawn.
+        matmul_precision: how exactly GPUs and TPUs multiply; see `siitjax.precision`.
 
     Raises:
-        UserError: a number is not positive, `updates` is unknown, or a batch is larger than the training set.
+        UserError: a number is not positive, `updates` or `matmul_precision` is unknown, or a batch is larger than the
+            training set.
     """
 
     case: Case
@@ -102,12 +105,14 @@ class TrainConfig:
     samples: int = 10_000
     updates: Updates = "single"
     sampling: Sampling = field(default_factory=Sampling)
+    matmul_precision: MatmulPrecision = "highest"
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "samples"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         check_choice("updates", self.updates, get_args(Updates))
+        check_choice("matmul_precision", self.matmul_precision, get_args(MatmulPrecision))
         if self.batch_size > self.n_train:
             raise UserError(
                 f"batch_size is {self.batch_size}, but {self.samples} samples leave {self.n_train} to train on; "
@@ -338,7 +343,8 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
     def measure(data, state):
         return evaluated(state.model, samples=data.validation, key=draw_key(state.root, Purpose.FINAL))
 
-    return Train(init, advance, measure, step)
+    precise = matmul_precision(config.matmul_precision)
+    return Train(precise(init), precise(advance), precise(measure), precise(step))
 
 
 def _blank(epochs: int, leaf: jax.ShapeDtypeStruct) -> Array:

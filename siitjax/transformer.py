@@ -20,6 +20,7 @@ from siitjax.choice import check_choice
 from siitjax.errors import UserError
 from siitjax.fit import check_mask, check_source, check_tokens
 from siitjax.nodes import NodeList
+from siitjax.precision import matmul_precision
 
 LN_EPS = 1e-5
 ACTIVATION_FUNCTIONS = {"relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
@@ -173,6 +174,7 @@ class Transformer(eqx.Module):
     unembed: Unembed
     config: TransformerConfig = eqx.field(static=True)
 
+    @matmul_precision()
     def __call__(
         self,
         tokens: Int[Array, " seq"],

@@ -12,13 +12,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from siitjax.command import parse
 from siitjax.files import Lock, hold
+from siitjax.question import worker_words
+from siitjax.worker import find_question
+from sweeps.betas import Betas
 from tests.test_betas import in_turn
 
 SMALL = ("--seeds=2", "--beta2=0.9", "--epochs=3", "--samples=400", "--batch_size=50")
@@ -136,6 +141,49 @@ def whole(tmp_path_factory) -> Path:
     Run(folder, *SMALL, "--workers=1").end(0)
     assert len(rows(folder)) == 4
     return folder
+
+
+ON_STANDARD_INPUT = """
+import os, sys
+from dataclasses import dataclass
+os.sched_setaffinity(0, {int(os.environ["ON_CORE"])})
+from sweeps.betas import Betas
+
+@dataclass(frozen=True)
+class Mine(Betas):
+    pass
+
+question = Mine(seeds=2, beta2=(0.9,), epochs=3, samples=400, batch_size=50, out=os.environ["OUT"])
+assert not hasattr(sys.modules["__main__"], "__file__")  # as in a notebook
+sys.exit(question.run())
+"""
+
+
+def test_a_question_of_no_file_is_run_in_its_own_process_to_the_same_rows(whole, tmp_path):
+    folder = tmp_path / "results"
+    env = {**os.environ, "ON_CORE": str(min(os.sched_getaffinity(0))), "OUT": str(folder)}
+    ended = subprocess.run([sys.executable], input=ON_STANDARD_INPUT, env=env, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "All in this process: no other can import Mine, which is in no file." in ended.stderr
+    assert_same(folder, whole)
+
+
+@dataclass(frozen=True)
+class Written(Betas):
+    """A question that a worker finds in this file."""
+
+
+def test_only_what_stands_in_a_file_is_given_to_workers():
+    @dataclass(frozen=True)
+    class Local(Betas):
+        pass
+
+    made = {"__name__": __name__}
+    exec("from sweeps.betas import Betas\nclass Made(Betas): pass", made)
+    assert worker_words(Local()) is worker_words(made["Made"]()) is None
+    for question in (Betas(seeds=3), Written(seeds=3)):
+        name, flags = worker_words(question) or ("", [])
+        assert parse(find_question(name), [name, *flags]) == question
 
 
 @pytest.fixture

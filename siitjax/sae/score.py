@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from siitjax.metrics import Tally
+from siitjax.precision import matmul_precision
 from siitjax.sae.dictionary import Dictionary
 from siitjax.sae.exam import Exam, Ground, Half, circuit_masks
 from siitjax.sae.train import adam
@@ -120,6 +121,7 @@ def find(choose: Float[Array, "token latent"], half: Half, measure: Float[Array,
     )
 
 
+@matmul_precision()
 def probe(exam: Exam) -> Found:
     """What a linear probe finds: a softmax regression for each number of a variable. The ceiling of what is there."""
     choose, measure = exam.ground.choose, exam.ground.measure

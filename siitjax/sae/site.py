@@ -12,6 +12,7 @@ from siitjax.case import Case
 from siitjax.choice import check_choice
 from siitjax.errors import UserError
 from siitjax.nodes import Node, head, mlp
+from siitjax.precision import matmul_precision
 from siitjax.transformer import Activations, LayerNorm, Swap, Transformer, TransformerConfig
 
 Hook = Literal["hook_z", "hook_post", "hook_mlp_out", "hook_resid_post"]
@@ -46,6 +47,7 @@ class Site:
     def width(self, config: TransformerConfig) -> int:
         return {"hook_z": config.d_head, "hook_post": config.mlp_width}.get(self.hook, config.d_model)
 
+    @matmul_precision()
     def read(self, model: Transformer, activations: Activations) -> Float[Array, "seq d_in"]:
         """What the site holds in the run of these activations."""
         block, (before, z, post) = model.blocks[self.layer], self._layer(activations)
@@ -55,6 +57,7 @@ class Site:
         out = block.mlp.out(post)
         return {"hook_post": post, "hook_mlp_out": out}.get(self.hook, before + block.attn.out(z) + out)
 
+    @matmul_precision()
     def replaced(
         self,
         model: Transformer,

@@ -10,8 +10,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from siitjax.lanes import Batching
+from siitjax.precision import matmul_precision
 
 
+@matmul_precision()
 def compile_spread(
     one: Callable[[Any, Any], Any],
     shared: Any,

@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -30,18 +30,6 @@ from siitjax.train import State
 FORMAT = 1
 KEPT = 3
 """Checkpoints that a worker keeps: the last ones."""
-
-# What orbax logs, at length, it raises too.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
-
-
-def _report(unraisable: Any, report: Callable[[Any], Any] = sys.unraisablehook) -> None:
-    # Of a reader that failed, tensorstore's other reads find the loop closed.
-    if str(unraisable.exc_value) != "Event loop is closed":
-        report(unraisable)
-
-
-sys.unraisablehook = _report
 
 NAMES = ocp.step.standard_name_format(step_format_fixed_length=8)
 
@@ -75,8 +63,28 @@ class Spot:
     occupant: Occupant
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Here orbax does not log what it raises too, and what is left of a read that failed is not reported."""
+    log, before = logging.getLogger("absl"), sys.unraisablehook
+    level = log.level
+
+    def report(unraisable: Any) -> None:
+        # The other reads of a reader that failed find the loop closed, a moment after it gave its error.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    log.setLevel(logging.CRITICAL)
+    sys.unraisablehook = report
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        sys.unraisablehook = before
+
+
 class Checkpoints:
-    """Writes the checkpoints of one worker in one start of the sweep, in the background.
+    """Writes the checkpoints of one worker in one start of the sweep, in the background; a context.
 
     Raises:
         CheckpointError: from any method, when the disk is full or cannot be written.
@@ -101,19 +109,24 @@ class Checkpoints:
             create=False,
         )
         self.folder = folder / start
-        with _one_line(self.folder):
+        with _one_line(self.folder), quiet():
             self.folder.mkdir(parents=True, exist_ok=True)
             self.manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
 
     def __enter__(self) -> "Checkpoints":
+        self.quiet = quiet()
+        self.quiet.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        with _one_line(self.folder):
-            self.manager.close()
+        try:
+            with _one_line(self.folder):
+                self.manager.close()
+        finally:
+            self.quiet.__exit__(None, None, None)
 
-    def save(self, states: State, lanes: Sequence[Occupant | None]) -> None:
-        """Saves the lanes' states; what is computed next does not wait for the disk."""
+    def save(self, states: State, lanes: Sequence[Occupant | None]) -> list[Spot | None]:
+        """Saves the lanes' states, and gives their spots; what is computed next does not wait for the disk."""
         self.step += 1
         leaves = jax.device_get(jax.tree.leaves(without_keys(states)))
         about = {"format": FORMAT, "sweep": self.sweep, "lanes": [lane and asdict(lane) for lane in lanes]}
@@ -125,6 +138,7 @@ class Checkpoints:
                     about=ocp.args.JsonSave(about),
                 ),
             )
+        return [lane and Spot(self.folder.name, self.step, i, lane) for i, lane in enumerate(lanes)]
 
     def wait(self) -> None:
         """Returns when what was saved is on the disk."""

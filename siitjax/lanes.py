@@ -40,9 +40,11 @@ class Program:
     Attributes:
         init: a member at its beginning, from its hyperparameters and its root key.
         blank: lanes that are all free.
-        fill: the batch with a member put into a lane.
+        fill: the batch with a member put into a lane. The batch that is given cannot be read any more: its memory is
+            the new one's.
         take: what one lane holds, on the host and without a lane axis.
-        advance: trains the member of each lane until `until[lane]` epochs are done, or it stops.
+        advance: trains the member of each lane until `until[lane]` epochs are done, or it stops. The state that is
+            given cannot be read any more.
         measure: evaluates one member on validation pairs of their own, given its data and its model's state.
         memory: bytes a device needs for `advance`, as the compiler counts them.
         seconds: time that the compilation took.
@@ -84,9 +86,6 @@ def compile_program(
     mesh = Mesh(np.asarray(devices), ("lane",))
     lane_axis = NamedSharding(mesh, PartitionSpec("lane"))
 
-    def one(batch: Batch, until: Int[Array, ""]) -> State:
-        return train.advance(batch.hyper, batch.data, batch.state, until)
-
     hyper, root = Hyperparams().traced(), jax.random.key(0)
     samples = lambda n: jnp.zeros((n, config.case.n_ctx), jnp.int32)
     data = Data(samples(config.n_train), samples(config.samples - config.n_train))
@@ -97,7 +96,7 @@ def compile_program(
             return jax.random.split(root, lanes) if _is_key(leaf) else jnp.zeros((lanes, *leaf.shape), leaf.dtype)
 
         no_one = jax.tree.map(empty, Batch(hyper, data, state))
-        return eqx.tree_at(lambda batch: batch.state.stop, no_one, jnp.full(lanes, int(Stop.EXHAUSTED)))
+        return eqx.tree_at(lambda batch: batch.state.stop, no_one, jnp.full(lanes, int(Stop.EXHAUSTED), jnp.int32))
 
     def fill(batch: Batch, lane: Int[Array, ""], hyper: Hyperparams, data: Data, state: State) -> Batch:
         return jax.tree.map(lambda all, own: all.at[lane].set(own), batch, Batch(hyper, data, state))
@@ -112,15 +111,16 @@ def compile_program(
     lane = jax.ShapeDtypeStruct((), jnp.int32)
     taken = jax.jit(take).lower(shapes, lane).compile()
     until = jax.ShapeDtypeStruct((lanes,), jnp.int32, sharding=lane_axis)
-    advance = jax.jit(over_lanes(one, lanes // len(devices), batching, mesh)).lower(shapes, until).compile()
+    lanes_of = over_lanes(train.advance, lanes // len(devices), batching, mesh)
+    advance = jax.jit(lanes_of, donate_argnums=2).lower(shapes.hyper, shapes.data, shapes.state, until).compile()
     return Program(
         config=config,
         lanes=lanes,
         init=jax.jit(train.init).lower(hyper, root).compile(),
         blank=make_blank,
-        fill=jax.jit(fill, out_shardings=lane_axis).lower(shapes, lane, hyper, data, state).compile(),
+        fill=jax.jit(fill, out_shardings=lane_axis, donate_argnums=0).lower(shapes, lane, hyper, data, state).compile(),
         take=lambda batch, lane: with_keys(jax.device_get(taken(batch, lane)), batch),
-        advance=lambda batch, until: advance(batch, jax.device_put(until, lane_axis)),
+        advance=lambda batch, until: advance(batch.hyper, batch.data, batch.state, jax.device_put(until, lane_axis)),
         measure=jax.jit(train.measure).lower(data, state).compile(),
         memory=_memory(advance),
         seconds=time.perf_counter() - start,
@@ -147,7 +147,8 @@ def _memory(compiled: Any) -> int:
     analysis = compiled.memory_analysis()
     if analysis is None:
         return 0
-    return analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
+    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return held + analysis.temp_size_in_bytes
 
 
 def without_keys(tree: Any) -> Any:

@@ -15,6 +15,7 @@ import jax
 from siitjax.cores import cores
 from siitjax.errors import UserError
 from siitjax.lanes import Batching, Program, compile_program
+from siitjax.memory import limit_of, ran_out, too_large
 from siitjax.train import TrainConfig
 
 MOST_LANES = 512
@@ -82,7 +83,11 @@ class Compiler:
     programs: dict[TrainConfig, Program] = field(default_factory=dict)
 
     def __call__(self, config: TrainConfig, most: int | None = None) -> Program:
-        """The program of a bucket, on `most` lanes at most."""
+        """The program of a bucket, on `most` lanes at most, but for one on each device.
+
+        Raises:
+            MemoryError: memory does not even hold the compilation of those.
+        """
         known = self.programs.get(config)
         if known is None or (most is not None and known.lanes > most):
             self.programs[config] = self._compiled(config, most)
@@ -93,12 +98,20 @@ class Compiler:
         whole = lambda lanes: max(lanes // len(devices), 1) * len(devices)
         wanted = self.policy.lanes or min(MOST_LANES * len(devices), self.waiting(config) + len(devices) - 1)
         lanes = whole(min(wanted, most or wanted))
-        program = compile_program(config, lanes, batching=self.policy.batching, devices=devices)
-        limit = (devices[0].memory_stats() or {}).get("bytes_limit", 0) * MEMORY_SHARE
-        if limit and program.memory > limit and lanes > len(devices):
-            fewer = whole(int(lanes * limit / program.memory))
-            program = compile_program(config, fewer, batching=self.policy.batching, devices=devices)
-        return program
+        limit = limit_of(devices[0]) * MEMORY_SHARE
+        while True:
+            try:
+                program = compile_program(config, lanes, batching=self.policy.batching, devices=devices)
+            except jax.errors.JaxRuntimeError as error:
+                if not ran_out(error):
+                    raise
+                if lanes == len(devices):
+                    raise too_large(config.case) from None
+                lanes = whole(lanes // 2)
+                continue
+            if not limit or program.memory <= limit or lanes == len(devices):
+                return program
+            lanes = whole(int(lanes * limit / program.memory))
 
 
 def use_compilation_cache() -> None:

@@ -11,16 +11,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
-from siitjax.checkpoint import CheckpointError, Checkpoints, Occupant, Spot
+from siitjax.checkpoint import CheckpointError, Checkpoints, Occupant, Spot, quiet
 from siitjax.cores import cores
 from siitjax.errors import UserError
-from siitjax.lanes import Batch, Program
+from siitjax.lanes import Batch, Program, with_keys, without_keys
+from siitjax.memory import ran_out, too_large
 from siitjax.metrics import Metrics, shares
 from siitjax.train import Data, History, Hyperparams, State, Stop, TrainConfig, draw_data
 from siitjax.transformer import Transformer
@@ -67,6 +69,8 @@ class Member:
                 "samples": self.config.samples,
                 "updates": self.config.updates,
                 **asdict(self.config.sampling),
+                "matmul_precision": self.config.matmul_precision,
+                "dtype": jnp.result_type(float).name,
             },
             "case": self.config.case.describe(),
         }
@@ -142,12 +146,25 @@ class Occupancy:
         return {"while_waiting": self.trained / (self.whole or 1.0), "altogether": trained / (whole or 1.0)}
 
 
+class _Trained(NamedTuple):
+    """A member that goes on: its state, the seconds that it took, and its last epoch that the watcher has heard of."""
+
+    state: State
+    seconds: float
+    heard: int
+
+
+_Pending = tuple[int, Sequence[Spot], _Trained | None]
+"""A member that waits for a lane: its index, where it was saved, and what it goes on from where that is at hand."""
+
+
 @dataclass
 class _Occupied:
-    """A lane in use."""
+    """A lane in use; `spots` is where its member was saved, the last first."""
 
     index: int
     member: Member
+    spots: Sequence[Spot]
     epoch: int
     began: float
 
@@ -189,13 +206,18 @@ class Engine:
             MemoryError: the device's memory does not hold one lane.
             UserError: a file cannot be written.
         """
-        while not self.stopping.is_set() and (first := queue.take(None)) is not None:
-            config = self.members[first[0]].config
-            _Bucket(self, queue, config, deque([(*first, None)])).run()
+        with quiet():
+            while not self.stopping.is_set() and (first := queue.take(None)) is not None:
+                config = self.members[first[0]].config
+                _Bucket(self, queue, config, deque([(*first, None)])).run()
 
 
-Ended = list[tuple[_Occupied, float, Batch]]
-"""What has stopped and is not handed over yet, with its seconds."""
+class Ended(NamedTuple):
+    """What has stopped and is not handed over yet."""
+
+    lane: _Occupied
+    seconds: float
+    alone: Batch
 
 
 class _Bucket:
@@ -203,107 +225,123 @@ class _Bucket:
 
     def __init__(self, engine: Engine, queue: Queue, config: TrainConfig, pending: deque):
         self.engine, self.queue, self.config = engine, queue, config
-        self.pending: deque[tuple[int, Sequence[Spot], tuple[State, float] | None]] = pending
+        self.pending: deque[_Pending] = pending
         self.lanes: list[_Occupied | None] = []
+        self.ended: list[Ended] = []
         self.drained = False
         self.saved = time.perf_counter()
         self.use(None)
 
     def use(self, most: int | None) -> None:
         """Compiles the bucket, for `most` lanes at most; all lanes are free then."""
+        self.batch: Batch | None = None
         index = self.pending[0][0]
         self.engine.watcher.compiling(index, self.engine.members[index])
         self.engine.compiling = True
         self.program = self.engine.compiled(self.config, most)
         self.engine.compiling = False
-        self.batch: Batch = self.program.blank()
+        if most is not None and self.program.lanes > most:  # one on each device
+            raise too_large(self.config.case)
         self.lanes = [None] * self.program.lanes
         self.chunk = 1
 
     def run(self) -> None:
         engine = self.engine
-        ended: Ended = []
-        mark = time.perf_counter()
+        self.mark = time.perf_counter()  # what was compiled before does not count
         while True:
-            self.fill()
-            if not any(self.lanes):
-                break
-            started = time.perf_counter()
             try:
-                state = self.program.advance(self.batch, jnp.asarray(self.until(), jnp.int32))
-                # While the device trains: files are written, and what stopped in the last chunk is handed over.
-                self.hand_over(ended)
-                stops, epochs = jax.device_get((state.stop, state.epoch))
+                self.fill()
+                if not any(self.lanes):
+                    break
+                self.chunk_of_epochs()
+                if engine.stopping.is_set() or time.perf_counter() - self.saved > engine.save_seconds:
+                    self.hand_over()
+                    self.save()
             except jax.errors.JaxRuntimeError as error:
                 self.fewer_lanes(error)
-                mark = time.perf_counter()
-                continue
-            self.batch = replace(self.batch, state=state)
-            before = [lane.epoch if lane else epoch for lane, epoch in zip(self.lanes, epochs, strict=True)]
-            # The epoch that diverged is not counted in `epochs`.
-            ran = epochs - before + ((stops == Stop.DIVERGED) & [lane is not None for lane in self.lanes])
-            ended = self.heard(stops, epochs)
-            now = time.perf_counter()
-            trained = (now - started) * float(ran.sum()) / max(int(ran.max()), 1)
-            whole, mark = (now - mark) * len(self.lanes), now
-            engine.occupancy += (
-                Occupancy(trained_last=trained, whole_last=whole) if self.drained else Occupancy(trained, whole)
-            )
-            if now - started < CHUNK_SECONDS:
-                self.chunk = min(2 * self.chunk, self.config.epochs)
-            if engine.stopping.is_set() or now - self.saved > engine.save_seconds:
-                self.hand_over(ended)
-                self.save()
+                self.mark = time.perf_counter()
             if engine.stopping.is_set():
                 break
-        self.hand_over(ended)
+        self.batch = None
+        self.hand_over()
+
+    def chunk_of_epochs(self) -> None:
+        """Trains every lane for a chunk, and counts how busy they were."""
+        started = time.perf_counter()
+        ran = self.advance()
+        now = time.perf_counter()
+        trained = (now - started) * float(ran.sum()) / max(int(ran.max()), 1)
+        whole, self.mark = (now - self.mark) * len(self.lanes), now
+        self.engine.occupancy += (
+            Occupancy(trained_last=trained, whole_last=whole) if self.drained else Occupancy(trained, whole)
+        )
+        if now - started < CHUNK_SECONDS:
+            self.chunk = min(2 * self.chunk, self.config.epochs)
+
+    def advance(self) -> Int[np.ndarray, " lane"]:
+        """Trains every lane, and tells of it; the epochs that each ran."""
+        assert self.batch is not None
+        until = [lane.epoch + self.chunk if lane else 0 for lane in self.lanes]
+        state = self.program.advance(self.batch, jnp.asarray(until, jnp.int32))
+        self.batch = batch = replace(self.batch, state=state)
+        # While the device trains: files are written, and what stopped in the last chunk is handed over.
+        self.hand_over()
+        stops, epochs = jax.device_get((state.stop, state.epoch))
+        before = [lane.epoch if lane else epoch for lane, epoch in zip(self.lanes, epochs, strict=True)]
+        # The epoch that diverged is not counted in `epochs`.
+        ran = epochs - before + ((stops == Stop.DIVERGED) & [lane is not None for lane in self.lanes])
+        self.hear(batch, stops, epochs)
+        return ran
 
     def fill(self) -> None:
         """Gives every free lane the next member."""
-        given = []
+        if self.batch is None:
+            self.batch = self.program.blank()
+        given: deque[tuple[int, _Pending]] = deque()
         for i, lane in enumerate(self.lanes):
             if lane is None and not self.engine.stopping.is_set() and (found := self.next()) is not None:
-                given.append((i, *found))
-        # Hundreds of lanes begin at once, and numpy lets go of Python where it sorts.
-        with ThreadPoolExecutor(len(cores())) as pool:
-            data = pool.map(lambda found: draw_data(self.config, self.engine.members[found[1]].seed), given)
-            for (lane, index, spots, trained), own in zip(given, data, strict=True):
-                self.put(lane, index, spots, trained, own)
+                given.append((i, found))
+        try:
+            # Hundreds of lanes begin at once, and numpy lets go of Python where it sorts.
+            with ThreadPoolExecutor(len(cores())) as pool:
+                draw = lambda one: draw_data(self.config, self.engine.members[one[1][0]].seed)
+                for data in pool.map(draw, [*given]):
+                    lane, found = given[0]
+                    self.put(lane, *found, data)
+                    given.popleft()
+        finally:
+            self.pending.extendleft(found for _, found in reversed(given))  # where memory ran out meanwhile
 
-    def next(self) -> tuple[int, Sequence[Spot], tuple[State, float] | None] | None:
+    def next(self) -> _Pending | None:
         if self.pending:
             return self.pending.popleft()
         found = None if self.drained else self.queue.take(self.config)
         self.drained = found is None
         return None if found is None else (*found, None)
 
-    def put(
-        self, lane: int, index: int, spots: Sequence[Spot], trained: tuple[State, float] | None, data: Data
-    ) -> None:
+    def put(self, lane: int, index: int, spots: Sequence[Spot], trained: _Trained | None, data: Data) -> None:
+        assert self.batch is not None
         member = self.engine.members[index]
         hyper = member.hyper.traced()
-        state, seconds = trained or self.restored(spots, self.program.init(hyper, jax.random.key(member.seed)))
-        self.batch = self.program.fill(self.batch, jnp.int32(lane), hyper, data, state)
-        epoch = int(state.epoch)
-        self.lanes[lane] = _Occupied(index, member, epoch, time.perf_counter() - seconds)
-        self.engine.watcher.started(index, member, epoch)
+        if trained is None:
+            trained = self.restored(spots, self.program.init(hyper, jax.random.key(member.seed)))
+        self.batch = self.program.fill(self.batch, jnp.int32(lane), hyper, data, trained.state)
+        self.lanes[lane] = _Occupied(index, member, spots, trained.heard, time.perf_counter() - trained.seconds)
+        self.engine.watcher.started(index, member, trained.heard)
 
-    def restored(self, spots: Sequence[Spot], new: State) -> tuple[State, float]:
-        """The most trained state that can be read, and the seconds that it took; `new` where there is none."""
+    def restored(self, spots: Sequence[Spot], new: State) -> _Trained:
+        """The most trained state that can be read; `new` where there is none."""
         for spot in spots:
             try:
-                return self.engine.load(spot, new), spot.occupant.seconds
+                state = self.engine.load(spot, new)
+                return _Trained(state, spot.occupant.seconds, int(state.epoch))
             except CheckpointError as error:
                 self.engine.watcher.note(f"{error}; member {spot.occupant.member} goes on from the one before")
-        return new, 0.0
+        return _Trained(new, 0.0, 0)
 
-    def until(self) -> list[int]:
-        return [lane.epoch + self.chunk if lane else 0 for lane in self.lanes]
-
-    def heard(self, stops: np.ndarray, epochs: np.ndarray) -> Ended:
-        """Tells the watcher of the epochs that were run; frees the lanes whose member has stopped, and gives those."""
-        metrics = jax.device_get(self.batch.state.history.metrics)
-        ended: Ended = []
+    def hear(self, batch: Batch, stops: np.ndarray, epochs: np.ndarray) -> None:
+        """Tells the watcher of the epochs that were run, and frees the lanes whose member has stopped."""
+        metrics = jax.device_get(batch.state.history.metrics)
         for i, lane in enumerate(self.lanes):
             if lane is None:
                 continue
@@ -312,14 +350,13 @@ class _Bucket:
                 self.engine.watcher.epoch(lane.index, lane.member, epoch + 1, (now.accuracy, now.iia, now.siia))
             lane.epoch = int(epochs[i])
             if stops[i] != Stop.RUNNING:
-                ended.append((lane, lane.seconds, self.program.take(self.batch, jnp.int32(i))))
+                self.ended.append(Ended(lane, lane.seconds, self.program.take(batch, jnp.int32(i))))
                 self.lanes[i] = None
-        return ended
 
-    def hand_over(self, ended: Ended) -> None:
+    def hand_over(self) -> None:
         """Measures and keeps what stopped; each leaves the list when it is kept, so that none is kept twice."""
-        while ended:
-            lane, seconds, alone = ended[0]
+        while self.ended:
+            lane, seconds, alone = self.ended[0]
             state, epochs = alone.state, lane.epoch
             outcome = Outcome(
                 stop=Stop(int(state.stop)),
@@ -331,30 +368,45 @@ class _Bucket:
             )
             row = self.engine.keep(lane.index, lane.member, outcome)
             self.engine.watcher.finished(lane.index, lane.member, row)
-            ended.pop(0)
+            self.ended.pop(0)
 
     def save(self) -> None:
-        if self.engine.checkpoints is not None and any(self.lanes):
+        if self.engine.checkpoints is not None and self.batch is not None and any(self.lanes):
             occupants = [lane and Occupant(lane.index, lane.epoch, lane.seconds) for lane in self.lanes]
-            self.engine.checkpoints.save(self.batch.state, occupants)
+            spots = self.engine.checkpoints.save(self.batch.state, occupants)
+            for lane, spot in zip(self.lanes, spots, strict=True):
+                if lane is not None and spot is not None:
+                    lane.spots = [spot, *lane.spots]
         self.saved = time.perf_counter()
 
     def fewer_lanes(self, error: RuntimeError) -> None:
         """After the device's memory ran out: the members move to half as many lanes."""
-        if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
+        if not ran_out(error):
             raise error
         before = len(self.lanes)
-        too_large = MemoryError(
-            f"the device's memory does not hold one lane of {self.config.case.name}; lower --batch_size, or --samples"
-        )
         if before == 1:
-            raise too_large from None
+            raise too_large(self.config.case) from None
+        states = self.states()
         for i, lane in reversed([*enumerate(self.lanes)]):
             if lane is not None:
-                self.pending.appendleft(
-                    (lane.index, (), (self.program.take(self.batch, jnp.int32(i)).state, lane.seconds))
-                )
+                trained = states and _Trained(states(i), lane.seconds, lane.epoch)
+                self.pending.appendleft((lane.index, lane.spots, trained))
+        if not self.pending:  # what ended is to be measured, and has the memory for itself now
+            self.batch = None
+            return
         self.use(before // 2)
-        if len(self.lanes) >= before:  # one on each device
-            raise too_large from None
         self.engine.watcher.note(f"out of memory with {before} lanes; going on with {len(self.lanes)}")
+
+    def states(self) -> Callable[[int], State] | None:
+        """What each lane holds, read without the device's memory; None where it went down with the call that failed,
+        so that the members go on from where they were saved."""
+        if self.batch is None:
+            return None
+        state = self.batch.state
+        try:
+            held = jax.device_get(without_keys(state))
+        except RuntimeError:  # it was to become the call's result
+            if self.engine.checkpoints is not None:
+                self.engine.checkpoints.wait()
+            return None
+        return lambda i: with_keys(jax.tree.map(lambda x: x[i], held), state)

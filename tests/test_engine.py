@@ -11,10 +11,13 @@ import jax
 import numpy as np
 import pytest
 
+import siitjax.policy
 import siitjax.sweep
+from siitjax.forms import PLAIN, fastest
 from siitjax.lanes import Program, compile_program
 from siitjax.launch import Waiting
 from siitjax.metrics import shares
+from siitjax.policy import Compiler, choose_policy
 from siitjax.sweep import Engine, Watcher
 from siitjax.train import Stop, TrainConfig
 from tests.engine import MEMBERS, OTHER, QUEUE, Heard, assert_alone, on, program, run, solo
@@ -30,7 +33,12 @@ def test_an_outcome_is_the_solo_run_s_bit_for_bit_whatever_the_lanes_and_the_ord
 
 
 def test_side_by_side_an_outcome_is_the_solo_run_s_but_for_rounding():
-    heard = run(QUEUE, on(3, "vmap"))
+    assert_alone_but_for_rounding(run(QUEUE, on(3, "vmap")))
+
+
+def assert_alone_but_for_rounding(heard: Heard) -> None:
+    """Every member of the queue was kept, and gives what it gives alone."""
+    assert set(heard.outcomes) == set(range(len(QUEUE)))
     for index, outcome in heard.outcomes.items():
         expected = solo(QUEUE[index])
         assert (outcome.stop, outcome.epochs) == (expected["stop"], expected["epochs"])
@@ -38,6 +46,27 @@ def test_side_by_side_an_outcome_is_the_solo_run_s_but_for_rounding():
             chex.assert_trees_all_close(outcome.model, expected["model"], rtol=0, atol=TOLERANCE)
         chex.assert_trees_all_close(outcome.history.loss, expected["history"].loss, rtol=0, atol=TOLERANCE)
         chex.assert_trees_all_close(outcome.metrics, expected["metrics"], rtol=0, atol=TOKENS_OFF)
+
+
+def test_what_a_gpu_runs_gives_the_solo_run_s_outcomes_but_for_rounding(monkeypatch):
+    """The reference form, lanes side by side, and as many as memory holds: all members wait, and two of them fit."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(siitjax.policy, "limit_of", lambda device: 250)
+    compiled = []
+
+    def compile_for(config, lanes, **how):
+        assert how["batching"] == "vmap"
+        compiled.append(lanes)
+        real = compile_program(config, lanes, **how) if lanes == 2 else program(config, 1)
+        return replace(real, memory=100 * lanes)
+
+    monkeypatch.setattr(siitjax.policy, "compile_program", compile_for)
+    assert fastest() is PLAIN
+    queue = Waiting(QUEUE, [*range(len(QUEUE))], {})
+    heard = Heard()
+    Engine(QUEUE, Compiler(choose_policy(), queue.count), heard.keep, lambda spot, like: like, heard).run(queue)
+    assert compiled == [len(QUEUE), 2]
+    assert_alone_but_for_rounding(heard)
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
@@ -65,8 +94,9 @@ def watched(lanes: int, look: Callable) -> Callable[[TrainConfig, int | None], P
         real = program(config, lanes)
 
         def advance(batch, until):
+            before = jax.device_get((batch.state.stop, batch.state.epoch))  # it cannot be read after
             state = real.advance(batch, until)
-            look(*map(np.asarray, (batch.state.stop, batch.state.epoch, state.epoch, until)))
+            look(*before, *map(np.asarray, (state.epoch, until)))
             return state
 
         return replace(real, advance=advance)

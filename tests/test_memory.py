@@ -2,6 +2,7 @@
 how many lanes there are, and where."""
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,9 +14,10 @@ import siitjax.policy
 import siitjax.sweep
 from siitjax.lanes import Program
 from siitjax.policy import Compiler, Policy, choose_policy
+from siitjax.sweep import Member
 from siitjax.train import TrainConfig
-from tests.engine import QUEUE, assert_alone, program, run
-from tests.tiny import CONFIG
+from tests.engine import QUEUE, Heard, assert_alone, program, run
+from tests.tiny import CONFIG, STAYS
 
 FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes")
 
@@ -61,6 +63,67 @@ def test_out_of_memory_while_a_member_is_measured_keeps_none_twice(monkeypatch):
 
     members = [replace(QUEUE[1], seed=seed) for seed in range(6)]  # that diverge in the same epoch
     assert_alone(run(members, compiled), members)
+
+
+def starts_of(heard: Heard) -> dict[int, list[int]]:
+    """Of each member the epochs that were told, a list each time that it was given a lane."""
+    starts = defaultdict(list)
+    for name, index, *what in heard.events:
+        if name == "started":
+            starts[index].append([])
+        elif name == "epoch":
+            starts[index][-1].append(what[0])
+    return starts
+
+
+@pytest.mark.parametrize("call", ["init", "blank", "fill", "take", "measure"])
+@pytest.mark.parametrize("turn", [0, 2])
+def test_out_of_memory_in_any_call_loses_nothing_and_tells_each_epoch_once(call, turn, monkeypatch):
+    """Each of the calls in which the device gives memory fails once: the first time that it is made, or the third."""
+    monkeypatch.setattr(siitjax.sweep, "CHUNK_SECONDS", 0.0)
+    made = itertools.count()
+
+    def compiled(config, most):
+        real = program(config, min(3, most or 3))
+
+        def failing(*args):
+            if next(made) == turn:
+                raise FULL
+            return getattr(real, call)(*args)
+
+        return replace(real, **{call: failing})
+
+    heard = run(QUEUE, compiled)
+    assert_alone(heard, QUEUE)
+    for index, outcome in heard.outcomes.items():
+        told = [epoch for start in starts_of(heard)[index] for epoch in start]
+        assert told == [*range(1, outcome.epochs + 1)]
+    failed = next(made) > turn
+    assert failed or (call, turn) == ("blank", 2)
+    assert heard.notes == ["out of memory with 3 lanes; going on with 1"] * failed
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_members_whose_state_went_down_with_the_call_go_on_from_where_they_were_saved(saved, tmp_path, monkeypatch):
+    """The call takes the state's memory for its result, and fails then: in the third chunk, of an epoch each."""
+    monkeypatch.setattr(siitjax.sweep, "CHUNK_SECONDS", 0.0)
+    chunks = itertools.count()
+
+    def compiled(config, most):
+        real = program(config, min(3, most or 3))
+
+        def advance(batch, until):
+            state = real.advance(batch, until)
+            if next(chunks) == 2:
+                raise FULL
+            return state
+
+        return replace(real, advance=advance)
+
+    lasting = [Member("stays", seed, CONFIG, STAYS) for seed in range(3)]
+    heard = run(lasting, compiled, folder=tmp_path, save_seconds=0.0 if saved else 1000.0)
+    assert_alone(heard, lasting)
+    assert starts_of(heard) == {index: [[1, 2], [3, 4] if saved else [1, 2, 3, 4]] for index in range(3)}
 
 
 def test_one_lane_that_memory_does_not_hold_is_an_error_that_names_a_flag():
@@ -114,6 +177,39 @@ def test_a_compiler_takes_as_many_lanes_as_members_wait_and_memory_holds(
     compiler = Compiler(Policy(0, flag, devices, "vmap"), lambda config: waiting)
     assert compiler(CONFIG, most).lanes == lanes
     assert compiler(CONFIG) is compiler(CONFIG)
+
+
+def test_a_compilation_that_memory_does_not_hold_is_tried_again_on_half_the_lanes(device, monkeypatch):
+    device(2, 0)
+    tried = []
+
+    def compile_program(config, lanes, *, batching, devices):
+        tried.append(lanes)
+        if lanes > most:
+            raise FULL
+        return replace(program(config, 1), lanes=lanes)
+
+    monkeypatch.setattr(siitjax.policy, "compile_program", compile_program)
+    for most, lanes in ((6, [20, 10, 4]), (1, [20, 10, 4, 2])):
+        compiler = Compiler(Policy(0, 0, 2, "vmap"), lambda config: 20)
+        tried.clear()
+        if most == 6:
+            assert compiler(CONFIG).lanes == 4
+        else:
+            with pytest.raises(MemoryError, match="does not hold one lane of"):
+                compiler(CONFIG)
+        assert tried == lanes
+
+
+def test_an_error_of_a_compilation_that_is_not_memory_s_is_raised(device, monkeypatch):
+    device(1, 0)
+
+    def compile_program(config, lanes, *, batching, devices):
+        raise jax.errors.JaxRuntimeError("INTERNAL: of the compiler")
+
+    monkeypatch.setattr(siitjax.policy, "compile_program", compile_program)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="of the compiler"):
+        Compiler(Policy(0, 0, 1, "vmap"), lambda config: 20)(CONFIG)
 
 
 @pytest.mark.parametrize(

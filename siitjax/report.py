@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
-
-matplotlib.use("agg")
-
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ a share of 100% that was trained or measured so would mean something else there.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -18,5 +18,6 @@ MatmulPrecision = Literal["highest", "high", "default"]
 def matmul_precision(precision: MatmulPrecision | None = None) -> Iterator[None]:
     """What is computed or traced here multiplies so precisely; where None is given, as jax_default_matmul_precision
     says, or in float32 itself where that says nothing."""
-    with jax.default_matmul_precision(precision or jax.config.jax_default_matmul_precision or "highest"):
+    set_already: Any = jax.config.jax_default_matmul_precision  # type: ignore  (jax does not declare it)
+    with jax.default_matmul_precision(precision or set_already or "highest"):
         yield

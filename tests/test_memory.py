@@ -65,7 +65,7 @@ def test_out_of_memory_while_a_member_is_measured_keeps_none_twice(monkeypatch):
     assert_alone(run(members, compiled), members)
 
 
-def starts_of(heard: Heard) -> dict[int, list[int]]:
+def starts_of(heard: Heard) -> dict[int, list[list[int]]]:
     """Of each member the epochs that were told, a list each time that it was given a lane."""
     starts = defaultdict(list)
     for name, index, *what in heard.events:

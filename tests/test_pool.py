@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,7 +179,7 @@ def test_only_what_stands_in_a_file_is_given_to_workers():
     class Local(Betas):
         pass
 
-    made = {"__name__": __name__}
+    made: dict[str, Any] = {"__name__": __name__}
     exec("from sweeps.betas import Betas\nclass Made(Betas): pass", made)
     assert worker_words(Local()) is worker_words(made["Made"]()) is None
     for question in (Betas(seeds=3), Written(seeds=3)):

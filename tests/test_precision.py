@@ -44,7 +44,7 @@ TOKENS = jnp.zeros(CASE.n_ctx, jnp.int32)
 def test_the_model_multiplies_in_float32_unless_jax_s_own_setting_says_otherwise(set_to, precision):
     with jax.default_matmul_precision(set_to):
         assert asked(answer, TOKENS) == {precision}
-        assert jax.config.jax_default_matmul_precision == set_to
+        assert jax.config.jax_default_matmul_precision == set_to  # type: ignore
 
 
 @pytest.mark.parametrize(("matmul_precision", "precision"), [("highest", "HIGHEST"), ("default", "DEFAULT")])

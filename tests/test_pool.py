@@ -155,7 +155,6 @@ class Mine(Betas):
     pass
 
 question = Mine(seeds=2, beta2=(0.9,), epochs=3, samples=400, batch_size=50, out=os.environ["OUT"])
-assert not hasattr(sys.modules["__main__"], "__file__")  # as in a notebook
 sys.exit(question.run())
 """
 

@@ -263,7 +263,10 @@ class _Bucket:
             if engine.stopping.is_set():
                 break
         self.batch = None
-        self.hand_over()
+        try:
+            self.hand_over()
+        except jax.errors.JaxRuntimeError as error:
+            raise (too_large(self.config.case) if ran_out(error) else error) from None
 
     def chunk_of_epochs(self) -> None:
         """Trains every lane for a chunk, and counts how busy they were."""

@@ -131,6 +131,14 @@ def test_one_lane_that_memory_does_not_hold_is_an_error_that_names_a_flag():
         run(QUEUE, full_above(0))
 
 
+def test_a_measurement_that_memory_does_not_even_hold_alone_is_an_error():
+    def measure(data, state):
+        raise FULL
+
+    with pytest.raises(MemoryError, match="does not hold one lane"):
+        run(QUEUE[:1], lambda config, most: replace(program(config, min(3, most or 3)), measure=measure))
+
+
 def test_a_lane_on_each_device_that_memory_does_not_hold_is_an_error():
     """With fewer lanes than devices there is no program: the compiler gives as many as before."""
     with pytest.raises(MemoryError, match="does not hold one lane"):

@@ -8,10 +8,11 @@ from rich import box
 from rich.table import Table
 
 from siitjax.command import MOST_SEEDS, flag
-from siitjax.compare import Lag, by_seed, difference, lag
+from siitjax.compare import by_seed, difference
 from siitjax.objective import DrawnPer
 from siitjax.question import Question
 from siitjax.results import Results, Row
+from siitjax.speed import Speed, holm, ratio
 from siitjax.sweep import Member
 from siitjax.train import Hyperparams, TrainConfig
 
@@ -46,24 +47,23 @@ class AgainstFirst(Question):
             return replace(self, quick=False, case="left_greater", seeds=min(self.seeds, QUICK)).run()
         return super().run()
 
-    def lags(self, rows: Sequence[Row]) -> dict[str, Lag]:
-        """How many times the epochs of the first setting each other one needs."""
+    def speeds(self, rows: Sequence[Row], names: Sequence[str] = ()) -> dict[str, Speed]:
+        """How many times the epochs of the first setting others need: those of these names, or all; one family."""
         first, *others = self.settings()
-        return {name: lag(by_seed(rows, name), by_seed(rows, first)) for name in others}
+        return holm({name: ratio(by_seed(rows, name), by_seed(rows, first)) for name in names or others})
 
     def tables(self, rows: Sequence[Row], results: Results) -> Sequence[Table]:
         first, *_ = self.settings()
         table = Table(title=f"Beside {first}, seed by seed", box=box.SIMPLE_HEAD, title_justify="left")
         for column in ("setting", "times the epochs", "IIA", "changed IIA", "SIIA", "joint SIIA"):
             table.add_column(column, justify="left" if column == "setting" else "right")
-        for name, found in self.lags(rows).items():
+        for name, found in self.speeds(rows).items():
             metrics = ("iia", "changed_iia", "siia", "joint_siia")
             gaps = (str(difference(by_seed(rows, name), by_seed(rows, first), metric)) for metric in metrics)
-            table.add_row(name, _ratio(found), *gaps)
-        table.caption = "metrics: the difference in points; in brackets the 95% interval over the seeds"
+            table.add_row(name, str(found), *gaps)
+        table.caption = (
+            "times the epochs, and the difference of metrics in points: the centre over the seeds, and in brackets its "
+            "95% interval, each without correction for the others"
+        )
         table.caption_justify = "left"
         return [*super().tables(rows, results), table]
-
-
-def _ratio(found: Lag) -> str:
-    return "-" if found.ratio is None else f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})"

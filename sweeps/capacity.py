@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich import box
 from rich.table import Table
+from scipy.stats import binomtest
 
 import cases
 from siitjax.combine import combine
@@ -13,6 +14,7 @@ from siitjax.command import MOST_SEEDS, flag, main
 from siitjax.compare import by_seed
 from siitjax.objective import DrawnPer
 from siitjax.question import Question
+from siitjax.ranks import LEVEL
 from siitjax.report import Verdict, heat_map
 from siitjax.results import Results, Row
 from siitjax.sweep import Member
@@ -32,8 +34,11 @@ class Capacity(Question):
     The learning rate and beta2 are not those of the published recipe, at which two copies of left_greater with 32
     neurons were tried first: their MLP ended up computing the answer of the task at hand alone.
 
-    The rule, fixed before the first run: tasks fit where two thirds of the seeds converge. Supported: a wider MLP holds
-    more of the listed models. Contradicted: the widest holds no more than the narrowest, and that not all of them.
+    The rule: tasks fit where two thirds of the seeds converge. Supported: the widest MLP holds more of the listed
+    models than the narrowest. Contradicted: it holds no more, and that not all of them. A model fits or does not where
+    the whole 95% interval (Clopper and Pearson) of the share of seeds that converge lies above two thirds, or below,
+    with Bonferroni's correction for the models at both widths; else it may or may not, and the verdict must hold
+    either way. Where every seed converges, three models take 14 seeds to be said to fit.
     """
 
     title = "Do more tasks fit a wider MLP?"
@@ -71,14 +76,27 @@ class Capacity(Question):
         return sum(row["stop"] == "converged" for row in ours) / max(len(ours), 1)
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
-        fits = {d: [m for m in self.models if self.share(rows, m, d) >= FITS] for d in sorted(self.d_mlp)}
-        most = {d: max((len(m.split("+")) for m in models), default=0) for d, models in fits.items()}
-        seen = ", ".join(f"{n} with {d}" for d, n in most.items())
-        because = f"in two thirds of the seeds, the most tasks that converge are (by neurons an MLP) {seen}."
-        counts = [len(models) for models in fits.values()]
-        if counts[-1] > counts[0]:
+        narrow, wide = min(self.d_mlp), max(self.d_mlp)
+        fits, unfit = zip(*(self._held(rows, d) for d in (narrow, wide)), strict=True)
+        n = len(self.models)
+        seen = ", ".join(
+            f"{fit} of {n} models fit with {d} neurons and {no} do not"
+            for d, fit, no in zip((narrow, wide), fits, unfit, strict=True)
+        )
+        because = f"in two thirds of the seeds, beyond chance, {seen}."
+        if fits[1] > n - unfit[0]:
             return Verdict("supported", because)
-        return Verdict("undecided" if counts[0] == len(self.models) else "contradicted", because)
+        return Verdict("contradicted" if n - unfit[1] <= fits[0] and unfit[0] else "undecided", because)
+
+    def _held(self, rows: Sequence[Row], d_mlp: int) -> tuple[int, int]:
+        """How many models fit, and how many do not, beyond chance."""
+        fits = unfit = 0
+        for model in self.models:
+            ours = by_seed(rows, _setting(model, d_mlp))
+            converged = sum(row["stop"] == "converged" for row in ours)
+            interval = binomtest(converged, len(ours)).proportion_ci(1 - LEVEL / (2 * len(self.models)), method="exact")
+            fits, unfit = fits + bool(interval.low > FITS), unfit + bool(interval.high < FITS)
+        return fits, unfit
 
     def tables(self, rows: Sequence[Row], results: Results) -> Sequence[Table]:
         table = Table(title="Share of seeds that converge, by tasks and neurons an MLP", box=box.SIMPLE_HEAD)

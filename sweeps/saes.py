@@ -20,6 +20,7 @@ from siitjax.cores import cores
 from siitjax.errors import UserError
 from siitjax.files import replaced
 from siitjax.policy import use_compilation_cache
+from siitjax.ranks import LEAST
 from siitjax.report import Verdict
 from siitjax.sae.kinds import KINDS
 from siitjax.sae.known import held
@@ -29,6 +30,7 @@ from siitjax.sae.site import HOOKS, find_sites
 from siitjax.sae.study import Cost, Job, Subject, score_jobs, train_jobs
 from siitjax.sae.train import SAEConfig
 
+PAIRS = ("0+1", "0+2", "0+3", "1+2", "1+3", "2+3")
 HALF = 50.0
 """Percent of what a linear probe finds; a kind that finds more on average finds the variables. Fixed before the first
 full run."""
@@ -45,17 +47,19 @@ class SAEs(Command):
     a base and a source: does the counterfactual label come out)? Beside them stand the neurons themselves, principal
     components, random directions, SAEs on untrained transformers, and a linear probe, which says what is there to find.
 
-    The rule, fixed before the first full run: at each site of the trained models, a kind recovers the share of the
-    values found by the linear probe that its latents find too, the mean over the seeds at the sparsity where that is
-    largest. Supported: of the kind that recovers most on average over the sites, the whole 95% interval (Student's t)
-    of that average lies above 50%, and the whole interval of the difference to the best control (neurons, PCA or random
-    directions) above 0. Contradicted: the kind's whole interval lies below 50%. Undecided: neither. The same comparison
-    of the interchanged latents, each kind at the sparsity that is best for them, is told beside it and decides nothing.
+    The rule: at a site of a trained model, an SAE recovers the share of the values found by the linear probe that its
+    latents find too. Each model is measured, over its sites and seeds, at the kind and sparsity that recover most at
+    the same hook (such as hook_post) of the other models, and so is the best control (neurons, PCA or random
+    directions); what is measured has no part in the choice. The models, not their sites, are what is counted.
+    Supported: the whole 95% interval of the centre over the models (Wilcoxon's signed ranks, siitjax/ranks.py) lies
+    above 50%, and that of the difference to the controls above 0. Contradicted: the former lies below 50%. Undecided:
+    neither, or fewer than 6 models. The same comparison of the interchanged latents is told beside it and decides
+    nothing.
     """
 
     title: ClassVar[str] = "Do sparse autoencoders find the known variables?"
 
-    models: tuple[str, ...] = flag(("0+3", "1+2"), "the shipped models, by number")
+    models: tuple[str, ...] = flag(PAIRS, "the shipped models, by number; a verdict takes 6")
     sites: tuple[str, ...] = flag(
         HOOKS, "where: TransformerLens' names, or without a layer for all that hold variables"
     )
@@ -186,7 +190,10 @@ def decide(rows: Sequence[Row]) -> Verdict:
     """The verdict; see `SAEs` for its rule."""
     told, used = (compared(rows, score) for score in ("recovered", "latent_changed_iia"))
     if told is None:
-        return Verdict("undecided", "a linear probe finds no value at any site, so there is nothing to recover.")
+        models = {row["model"] for row in rows if row["trained"] and row.get("recovered") is not None}
+        if not models:
+            return Verdict("undecided", "a linear probe finds no value at any site, so there is nothing to recover.")
+        return Verdict("undecided", f"what is best is chosen on other models, and there is only {models.pop()}.")
     found, above, kind = told.found, told.above, "undecided"
     if found.low is not None and found.high is not None and above.low is not None:
         kind = "supported" if found.low > HALF and above.low > 0 else "contradicted" if found.high < HALF else kind
@@ -194,6 +201,8 @@ def decide(rows: Sequence[Row]) -> Verdict:
     if used is not None:
         interchanged = "of the labels that should change when only the latents matched to a variable are interchanged"
         said.append(f"{interchanged}, {used.words('changes')}")
+    if told.models < LEAST:
+        said.append(f"an interval takes {LEAST} models")
     return Verdict(kind, f"{'; '.join(said)}.")
 
 

@@ -21,6 +21,7 @@ from siitjax.evaluate import evaluate
 from siitjax.export import load_weights
 from siitjax.files import write_atomically
 from siitjax.metrics import share, shares
+from siitjax.ranks import LEAST
 from siitjax.report import Verdict, mean
 from siitjax.results import Results, ResultsError, Row
 from siitjax.share import percent
@@ -32,8 +33,6 @@ HELD = Fraction("0.999")
 """SIIA at which a member holds single swaps, in a comparison of what these do not show; fixed before the first run."""
 MARGIN = Fraction("0.1")
 """Points of accuracy that count as backup behaviour; fixed before the first run."""
-SEEDS = 5
-"""Seeds that the verdict needs at least: where none hides anything, fewer would say as much."""
 MEASURED = 500
 """Validation strings, at most, on which a member is ablated."""
 KEPT = "ablations.json"
@@ -57,10 +56,11 @@ class Samplings(AgainstFirst):
     batch), one an example, and in random subsets. Then each member's unused nodes are swapped one at a time, together
     and in every subset, and ablated, on validation strings in pairs that no epoch has seen.
 
-    The rule, fixed before the first full run: a member hides the points by which its SIIA under the worst subset of the
-    unused nodes lies below its SIIA. What it hides with one node at a time is compared with what it hides with random
-    subsets, over the seeds whose SIIA is 99.9 or more both ways. Supported: the whole 95% interval of the mean
-    difference lies above 0.1 points. Contradicted: it lies below. Undecided: neither, or fewer than 5 such seeds.
+    The rule: a member hides the points by which its SIIA under the worst subset of the unused nodes lies below its
+    SIIA. What it hides with one node at a time is compared with what it hides with random subsets, over the seeds
+    whose SIIA is 99.9 or more both ways. Supported: the whole 95% interval of the centre of the differences
+    (Wilcoxon's signed ranks, siitjax/ranks.py) lies above 0.1 points. Contradicted: it lies below. Undecided: neither,
+    fewer than 6 such seeds, or differences that are all the same.
     """
 
     title = "Does single-node sampling leave backup behaviour?"
@@ -92,15 +92,17 @@ def backup(rows: Sequence[Row]) -> Verdict:
     pairs = [(a, b) for a, b in zip(one, subsets, strict=True) if all(_holds(row) for row in (a, b))]
     seeds = f"{len(pairs)} of {len(one)} seeds hold single swaps (SIIA 99.9) both ways"
     found = difference([a for a, _ in pairs], [b for _, b in pairs], "hidden")
-    if len(pairs) < SEEDS or found.low is None or found.high is None:
-        return Verdict("undecided", f"only {seeds}, and the comparison needs {SEEDS}.")
+    if len(pairs) < LEAST:
+        return Verdict("undecided", f"only {seeds}, and the comparison needs {LEAST}.")
+    if found.low is None or found.high is None:
+        return Verdict("undecided", f"the difference is {found} points in all of them, without a spread; {seeds}.")
     kind = "supported" if found.low > MARGIN else "contradicted" if found.high < MARGIN else "undecided"
     shown = sum(100 * (share(a, "hidden") or 0) > MARGIN for a, _ in pairs)
     return Verdict(
         kind,
-        f"sampled one at a time, unused nodes hide {found.mean:+.3f} points more than in random subsets (95% interval "
-        f"{found.low:+.3f} to {found.high:+.3f}, margin {float(MARGIN):g}), and more than the margin in {shown} of "
-        f"{len(pairs)} seeds; {seeds}.",
+        f"sampled one at a time, unused nodes hide {found.centre:+.3f} points more than in random subsets (95% "
+        f"interval {found.low:+.3f} to {found.high:+.3f}, margin {float(MARGIN):g}), and more than the margin in "
+        f"{shown} of {len(pairs)} seeds; {seeds}.",
     )
 
 
@@ -173,7 +175,7 @@ def ablations(rows: Sequence[Row]) -> Table:
         )
     table.caption = (
         f"metrics in %, means over the seeds, on {MEASURED} validation strings, in pairs that no epoch has seen; "
-        "hidden: SIIA less SIIA under the worst subset, and its 95% interval; worst seed: its least SIIA"
+        "hidden: SIIA less SIIA under the worst subset, its centre and 95% interval; worst seed: its least SIIA"
     )
     table.caption_justify = "left"
     return table

@@ -97,7 +97,7 @@ def test_a_sweep_ends_in_a_table_a_verdict_and_a_folder_that_explains_itself(fin
     folder, ended = finished
     assert ended.returncode == 0, ended.stderr
     assert "95% interval" in ended.stdout
-    assert "Undecided: at beta2 0.9 too few seeds of single or three converged" in ended.stdout
+    assert "Undecided: at beta2 0.9 no seed of single or three converged, so they cannot be compared; " in ended.stdout
     members = [f"members/{i:04d}.{kind}" for i in range(8) for kind in ("csv", "safetensors")]
     others = ["config.json", "figure.pdf", "figure.png", "rows.jsonl", "summary.json"]
     assert list(contents(folder)) == sorted([*members, *others])
@@ -216,3 +216,4 @@ def test_help_explains_every_flag():
         assert f"--{flag}: " in out
     assert "--[no]resume: " in out
     assert "--[no]config_only: " in out
+    assert "The rule: beta2 decides by how it changes the ratio of single's epochs to those of three" in out

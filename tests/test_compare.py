@@ -1,13 +1,13 @@
-"""The statistics of a verdict, on numbers worked out by hand."""
+"""Summaries of settings and rows made by hand, which other tests take too."""
 
 import math
 
 import pytest
 
-from siitjax.compare import lag
-from siitjax.report import Verdict, summarise
+from siitjax.compare import difference
+from siitjax.errors import UserError
+from siitjax.report import summarise
 from siitjax.results import Row
-from sweeps.betas import Betas
 
 
 def row(seed: int, epochs: int, stop: str = "converged", **more) -> Row:
@@ -17,38 +17,6 @@ def row(seed: int, epochs: int, stop: str = "converged", **more) -> Row:
 
 def setting(*epochs: int, limit: int = 100, **more) -> list[Row]:
     return [row(i, n, "exhausted" if n == limit else "converged", **more) for i, n in enumerate(epochs)]
-
-
-def test_the_ratio_is_a_geometric_mean_and_its_interval_students():
-    found = lag(setting(20, 40, 80), setting(10, 10, 10))
-    # log2 of the ratios: 1, 2, 3; mean 2, standard error 1 / sqrt(3); t of 2 degrees of freedom at 97.5%: 4.3027.
-    half = 4.3027 / math.sqrt(3)
-    assert found.ratio == pytest.approx(4)
-    assert (found.low, found.high) == (
-        pytest.approx(2 ** (2 - half), rel=1e-4),
-        pytest.approx(2 ** (2 + half), rel=1e-4),
-    )
-    assert found.kind == "unclear"
-
-
-def test_the_kinds_follow_the_margin():
-    tens = setting(10, 10, 10, 10)
-    assert lag(setting(10, 11, 10, 11), tens).kind == "matches"
-    assert lag(setting(8, 8, 8, 8), tens).kind == "matches"
-    assert lag(setting(20, 21, 19, 20), tens).kind == "behind"
-    assert lag(setting(12, 13, 12, 13), tens).kind == "unclear"
-
-
-def test_seeds_of_which_neither_converged_say_nothing():
-    found = lag(setting(100, 100, 50), setting(100, 50, 50))
-    assert found.pairs == 2
-    assert found.ratio == pytest.approx(math.sqrt(2))
-    assert lag(setting(100, 100), setting(100, 50)).ratio is None
-
-
-def test_different_seeds_cannot_be_compared():
-    with pytest.raises(ValueError, match="different seeds"):
-        lag(setting(10, 10), setting(10, 10, 10))
 
 
 def test_a_summary_has_wilsons_interval_and_medians():
@@ -68,33 +36,6 @@ def test_no_median_without_convergence():
     assert found.median_epochs is None
 
 
-def sweep(**epochs: tuple[int, ...]) -> list[Row]:
-    """Rows of a betas sweep: single_9=... are the epochs of single updates at beta2 0.9."""
-    names = {"single_9": ("single", 0.9), "three_9": ("three", 0.9)}
-    names |= {"single_999": ("single", 0.999), "three_999": ("three", 0.999)}
-    return [
-        r
-        for name, (updates, beta2) in names.items()
-        for r in setting(*epochs[name], updates=updates, beta1=0.9, beta2=beta2)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("single_9", "single_999", "kind"),
-    [
-        ((10, 10, 11), (30, 31, 32), "supported"),
-        ((30, 31, 32), (30, 31, 32), "contradicted"),
-        ((10, 10, 11), (10, 10, 11), "contradicted"),
-        ((10, 10, 11), (5, 10, 40), "undecided"),
-    ],
-)
-def test_the_verdict_of_betas_follows_from_the_two_comparisons(single_9, single_999, kind):
-    tens = (10, 10, 10)
-    verdict = Betas().verdict(sweep(single_9=single_9, three_9=tens, single_999=single_999, three_999=tens))
-    assert verdict.kind == kind
-    assert str(verdict).startswith(f"{kind.capitalize()}: at beta2 0.9 single needs ")
-
-
-def test_a_sweep_without_a_contrast_is_undecided():
-    verdict = Betas(beta2=(0.9,)).verdict([])
-    assert verdict == Verdict("undecided", "the question needs both kinds of update, each under two beta2 or more.")
+def test_metrics_of_different_seeds_cannot_be_compared():
+    with pytest.raises(UserError, match="different seeds"):
+        difference(setting(10, 10), setting(10, 10, 10), "iia")

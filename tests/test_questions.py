@@ -3,6 +3,7 @@ meets it, to its table of what is measured after training."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from siitjax.compare import Points, by_seed, difference, points
 from siitjax.report import Verdict
 from siitjax.results import Results, ResultsError, Row
 from siitjax.sweep import Member
+from sweeps.capacity import Capacity
+from sweeps.heads import Heads
 from sweeps.sampling import METRICS, ONE, SUBSETS, Samplings, backup, measured
 from sweeps.schedule import Schedules
 from sweeps.weights import Weights
@@ -89,12 +92,13 @@ def test_quick_is_left_greater_on_five_seeds_at_most(monkeypatch):
     ]
 
 
-def test_points_are_a_mean_with_students_interval():
-    # In points 1, 2, 3: standard error 1 / sqrt(3); t of 2 degrees of freedom at 97.5%: 4.3027.
-    found = points([0.01, 0.02, 0.03])
-    assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - 2.4842, 2 + 2.4842), abs=1e-4)
-    assert str(found) == "+2.000 (-0.484 to +4.484)"
-    assert points([0.5, 0.5]) == Points(50.0, 50.0, 50.0)
+def test_points_are_a_centre_with_the_interval_of_signed_ranks():
+    # Of 6, the interval goes from the least to the largest.
+    found = points([0.01, 0.02, 0.03, 0.04, 0.05, 0.06])
+    assert (found.centre, found.low, found.high) == pytest.approx((3.5, 1, 6))
+    assert str(found) == "+3.500 (+1.000 to +6.000)"
+    assert points([0.5] * 8) == Points(50.0, None, None)
+    assert points([0.01, 0.02, 0.03]) == Points(2.0, None, None)
     assert str(points([0.01])) == "+1.000"
     assert str(points([])) == "-"
 
@@ -105,9 +109,13 @@ def test_a_difference_is_paired_by_seed():
         for name, seed, x in (("a", 1, 0.7), ("b", 0, 0.1), ("b", 1, 0.2), ("a", 0, 0.4))
     ]
     found = difference(by_seed(ours, "a"), by_seed(ours, "b"), "x")
-    assert found.mean == pytest.approx(100 * (0.3 + 0.5) / 2)
+    assert found.centre == pytest.approx(100 * (0.3 + 0.5) / 2)
     with pytest.raises(ValueError, match="different seeds"):
         difference(by_seed(ours, "a"), by_seed(ours, "b")[:1], "x")
+
+
+def times(factor: int, epochs: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(factor * n for n in epochs)
 
 
 def sweep(names: tuple[str, ...], *epochs: tuple[int, ...]) -> list[Row]:
@@ -115,37 +123,50 @@ def sweep(names: tuple[str, ...], *epochs: tuple[int, ...]) -> list[Row]:
     return [{**row, "setting": name} for name, own in zip(names, epochs, strict=True) for row in setting(*own)]
 
 
-TENS = (10, 10, 10)
+TENS = (9, 10, 11, 10, 12, 10, 8, 11)
+NEAR = (10, 10, 10, 11, 11, 9, 9, 10)
+TWENTIES, THIRTIES = (20, 21, 19, 22, 18, 20, 21, 19), (30, 31, 29, 32, 33, 28, 30, 31)
+FIVES = (5, 6, 5, 4, 5, 6, 5, 4)
+SPREAD = (8, 10, 14, 7, 16, 6, 12, 9)
+NEVER = (100,) * 8
 
 
 @pytest.mark.parametrize(
     ("gupta", "slip", "kind"),
     [
-        ((10, 11, 10), (10, 9, 10), "contradicted"),
-        ((10, 11, 10), (20, 21, 19), "supported"),
-        ((5, 6, 5), (10, 11, 10), "supported"),
-        ((10, 11, 10), (8, 10, 14), "undecided"),
-        ((5, 6, 5), (8, 10, 14), "supported"),
-        ((100, 100, 100), (10, 10, 10), "supported"),
+        (times(4, NEAR), times(4, NEAR[::-1]), "contradicted"),
+        (times(4, NEAR), times(8, NEAR), "supported"),
+        (times(2, NEAR), times(4, NEAR), "supported"),
+        (times(4, NEAR), times(4, SPREAD), "undecided"),
+        (times(1, NEAR), times(4, SPREAD), "supported"),
+        (NEVER, times(4, TENS), "supported"),
     ],
 )
 def test_the_weights_matter_where_the_ratio_of_some_lies_outside_the_margin_either_way(gupta, slip, kind):
-    verdict = Weights().verdict(sweep(Weights.weights, TENS, gupta, slip))
-    assert verdict.kind == kind
+    verdict = Weights().verdict(sweep(Weights.weights, times(4, TENS), gupta, slip))
+    assert verdict.kind == kind, verdict
     assert verdict.because.startswith("1/1/0.4 needs ")
 
 
+def test_what_one_comparison_decides_two_at_once_may_not():
+    six = TENS[:6], THIRTIES[:6], (9, 30, 9, 30, 9, 30)
+    verdict = Weights().verdict(sweep(Weights.weights, *six))
+    assert verdict.kind == "undecided"
+    assert "so it would be slower, but not with Holm's correction for 2 comparisons" in verdict.because
+    alone = Weights(weights=Weights.weights[:2])
+    assert alone.verdict(sweep(alone.weights, *six[:2])).kind == "supported"
+
+
 def test_the_verdict_on_weights_says_how_each_compares_and_how_many_converged():
-    because = Weights().verdict(sweep(Weights.weights, TENS, (5, 5, 5), (40, 40, 100))).because
-    assert "1/1/0.4 needs 0.50 times the epochs of 0.4/1/0.4 (95% interval 0.50-0.50), so it is faster; " in because
-    assert because.endswith("so it is slower; converged: 3 of 3 at 0.4/1/0.4, 3 of 3 at 1/1/0.4, 2 of 3 at 0.4/1/0.16.")
+    because = Weights().verdict(sweep(Weights.weights, TENS, FIVES, (*times(4, TENS)[:7], 100))).because
+    assert re.match(r"1/1/0.4 needs 0.47 times the epochs of 0.4/1/0.4 \(95% interval .*\), so it is faster; ", because)
+    assert because.endswith("so it is slower; converged: 8 of 8 at 0.4/1/0.4, 8 of 8 at 1/1/0.4, 7 of 8 at 0.4/1/0.16.")
 
 
 def test_without_pairs_or_others_the_weights_are_undecided():
-    hundreds = (100, 100)
-    verdict = Weights().verdict(sweep(Weights.weights, hundreds, hundreds, hundreds))
+    verdict = Weights().verdict(sweep(Weights.weights, NEVER, NEVER, NEVER))
     assert verdict.kind == "undecided"
-    assert "too few seeds of 1/1/0.4 or 0.4/1/0.4 converged" in verdict.because
+    assert "no seed of 1/1/0.4 or 0.4/1/0.4 converged, so they cannot be compared" in verdict.because
     alone = Weights(weights=("1/1/1",)).verdict([])
     assert alone == Verdict("undecided", "the question needs two sets of weights or more.")
 
@@ -161,19 +182,60 @@ def test_weights_that_are_not_three_numbers_get_one_line(words):
 @pytest.mark.parametrize(
     ("high", "low", "kind"),
     [
-        ((20, 21, 19), (30, 31, 29), "supported"),
-        ((20, 21, 19), (10, 11, 10), "contradicted"),
-        ((5, 5, 5), (30, 31, 29), "contradicted"),
-        ((8, 10, 16), (30, 31, 29), "undecided"),
-        ((100, 100, 100), (100, 100, 100), "supported"),
+        (TWENTIES, THIRTIES, "supported"),
+        (times(2, FIVES), THIRTIES, "undecided"),
+        (FIVES, THIRTIES, "contradicted"),
+        (SPREAD, THIRTIES, "undecided"),
+        (NEVER, NEVER, "supported"),
     ],
 )
-def test_the_fall_matters_where_both_constant_rates_fall_behind_it(high, low, kind):
+def test_the_fall_matters_where_both_constant_rates_are_slower(high, low, kind):
     names = tuple(Schedules().settings())
-    verdict = Schedules().verdict(sweep(names, TENS, high, low, (1, 1, 1)))
-    assert verdict.kind == kind
+    verdict = Schedules().verdict(sweep(names, TENS, high, low, (1, 2) * 4))
+    assert verdict.kind == kind, verdict
     assert verdict.because.startswith("constant 0.001 needs ")
     assert "; constant 0.0002 needs " in verdict.because
+
+
+def test_a_constant_rate_that_is_as_fast_contradicts():
+    names = tuple(Schedules().settings())
+    rows = sweep(names, times(4, TENS), times(4, NEAR), times(8, TENS), TENS)
+    assert Schedules().verdict(rows).kind == "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide", "kind"),
+    [
+        (times(8, TENS), times(4, NEAR), "supported"),
+        (times(2, TENS), times(8, TENS), "supported"),
+        (times(8, TENS), times(8, NEAR), "contradicted"),
+        (times(8, TENS), times(4, SPREAD), "undecided"),
+        (NEVER, NEVER, "contradicted"),
+    ],
+)
+def test_tasks_share_a_head_where_they_are_as_fast_or_faster_at_some_width(narrow, wide, kind):
+    names = [f"{share} heads, d_head {d}" for d in (4, 8) for share in ("own", "shared")]
+    verdict = Heads().verdict(sweep(tuple(names), times(4, TENS), narrow, times(4, TENS), wide))
+    assert verdict.kind == kind, verdict
+
+
+@pytest.mark.parametrize(
+    ("converged", "kind"),
+    [
+        # Of 14 seeds: one, two and three copies with 2 neurons, then with 32.
+        ((14, 0, 0, 14, 14, 0), "supported"),
+        ((14, 0, 0, 14, 0, 0), "contradicted"),
+        ((14, 14, 14, 14, 14, 14), "undecided"),
+        ((14, 5, 0, 14, 14, 5), "undecided"),
+    ],
+)
+def test_a_wider_mlp_holds_more_where_chance_does_not_explain_it(converged, kind):
+    capacity = Capacity(d_mlp=(2, 32), seeds=14)
+    names = tuple(f"{model}, d_mlp {d}" for d in capacity.d_mlp for model in capacity.models)
+    epochs = [(10,) * n + (100,) * (14 - n) for n in converged]
+    assert capacity.verdict(sweep(names, *epochs)).kind == kind
+    few = [each[:2] for each in epochs]
+    assert capacity.verdict(sweep(names, *few)).kind == "undecided"
 
 
 def test_rates_that_are_the_same_are_refused():
@@ -197,11 +259,11 @@ NONE = (0.0,) * 6
     ("one", "subsets", "kind"),
     [
         ((5.0, 5.5, 4.5, 5.0, 5.0, 5.2), NONE, "supported"),
-        (NONE, NONE, "contradicted"),
+        (NONE, NONE, "undecided"),
         ((0.01, 0.0, 0.02, 0.0, 0.05, 0.0), NONE, "contradicted"),
         ((5.0, 0.0, 0.0, 0.0, 0.0, 0.0), NONE, "undecided"),
-        ((5.0, 5.5, 4.5, 5.0, 5.0, 5.2), (5.0, 5.5, 4.5, 5.0, 5.0, 5.2), "contradicted"),
-        ((5.0, 5.5, 4.5, 5.0), (0.0,) * 4, "undecided"),
+        ((5.0, 5.5, 4.5, 5.0, 5.0, 5.2), (5.0, 5.5, 4.5, 5.0, 5.0, 5.15), "contradicted"),
+        ((5.0, 5.5, 4.5, 5.0, 5.0), (0.0,) * 5, "undecided"),
     ],
 )
 def test_backup_behaviour_is_what_single_sampling_hides_beyond_random_subsets(one, subsets, kind):
@@ -212,11 +274,11 @@ def test_the_verdict_on_sampling_says_in_how_many_seeds_and_leaves_out_those_tha
     rows = hiding((5.0, 5.0, 0.1, 0.0, 0.0, 90.0, 5.0), (0.0,) * 7)
     next(row for row in rows if (row["setting"], row["seed"]) == (SUBSETS, 5))["siia"] = 0.99
     because = backup(rows).because
-    # 5, 5, 0.1, 0, 0, 5: the mean is 15.1 / 6.
-    assert "hide +2.517 points more than in random subsets" in because
+    # Of 5, 5, 0.1, 0, 0, 5: the means of two are 0 (three times), 0.05 (twice), 0.1, 2.5 (six times), 2.55 (three), 5.
+    assert "hide +2.500 points more than in random subsets" in because
     assert because.endswith("in 3 of 6 seeds; 6 of 7 seeds hold single swaps (SIIA 99.9) both ways.")
     assert backup(hiding(NONE, NONE, siia=0.99)) == Verdict(
-        "undecided", "only 0 of 6 seeds hold single swaps (SIIA 99.9) both ways, and the comparison needs 5."
+        "undecided", "only 0 of 6 seeds hold single swaps (SIIA 99.9) both ways, and the comparison needs 6."
     )
 
 
@@ -225,6 +287,8 @@ from dataclasses import dataclass, replace
 from siitjax.circuit import Variable
 from siitjax.command import main
 from siitjax.nodes import head
+from sweeps.capacity import Capacity
+from sweeps.heads import Heads
 from sweeps.sampling import METRICS, ONE, SUBSETS, Samplings
 from tests import tiny
 
@@ -248,7 +312,7 @@ def test_a_run_ends_in_what_is_measured_of_the_trained_weights(tmp_path):
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=found)
     assert ended.returncode == 0, ended.stderr
     assert "The unused nodes of what was trained" in ended.stdout
-    assert "seeds hold single swaps (SIIA 99.9) both ways, and the comparison needs 5." in ended.stdout
+    assert "seeds hold single swaps (SIIA 99.9) both ways, and the comparison needs 6." in ended.stdout
     kept = json.loads((folder / "ablations.json").read_text())
     assert [one["member"] for one in kept] == [0, 1, 2, 3]
     for one in kept:

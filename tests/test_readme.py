@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.test_compare import setting
+
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
@@ -26,6 +28,17 @@ def test_the_question_shown_runs(tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert "clip 0.1" in ended.stdout
     assert (tmp_path / "results" / "figure.png").exists()
+
+
+def test_the_question_shown_calls_a_setting_twice_as_fast_a_difference():
+    names = {"__name__": "clip"}
+    exec(compile(block("Does it matter at which norm gradients are clipped?"), "README.md", "exec"), names)
+    tens = (9, 10, 11, 10, 12, 8, 10, 11)
+    verdict = lambda factor, other: names["Clip"]().verdict(
+        [*setting(*(factor * n for n in tens), clip=0.1), *setting(*(other * n for n in tens[::-1]), clip=1.0)]
+    )
+    assert verdict(2, 1).kind == verdict(1, 2).kind == "supported"
+    assert verdict(8, 8).kind == "contradicted"
 
 
 def test_the_model_shown_loads_and_holds_its_circuit():

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mode
 
 import matplotlib
 import numpy as np
@@ -23,17 +24,6 @@ CONTROLS = ("neurons", "PCA", "random")
 """Dictionaries that nothing was trained for."""
 
 
-def best_settings(rows: Sequence[Row], kind: str, score: str = "recovered", *, trained: bool = True) -> list[list[Row]]:
-    """The rows of a kind at each site that has the score: all seeds, at the sparsity where its mean is largest."""
-    found = []
-    ours = [row for row in rows if row["kind"] == kind and row["trained"] == trained and row.get(score) is not None]
-    for place in dict.fromkeys((row["model"], row["site"]) for row in ours):
-        here = [row for row in ours if (row["model"], row["site"]) == place]
-        settings = [[r for r in here if r["sparsity"] == s] for s in dict.fromkeys(r["sparsity"] for r in here)]
-        found.append(max(settings, key=lambda setting: average(setting, score)))
-    return found
-
-
 def average(rows: Sequence[Row], name: str) -> float:
     """The mean of a score over the rows that have it; nan where none has."""
     found = mean(rows, name)
@@ -42,42 +32,76 @@ def average(rows: Sequence[Row], name: str) -> float:
 
 @dataclass(frozen=True)
 class Compared:
-    """The kind of SAE and the control with the largest score on average over the sites, each at its best sparsity."""
+    """SAEs beside controls, a figure a model, each at what is best on the other models.
+
+    Attributes:
+        kind: of the SAEs that were chosen most often.
+        control: the same of controls.
+        models: how many have the score.
+        found, other, above: the shares of the SAEs and of the controls, and their differences.
+    """
 
     kind: str
     control: str
-    sites: int
+    models: int
     found: Points
     other: Points
     above: Points
 
     def words(self, does: str) -> str:
         return (
-            f"the best kind, {self.kind}, {does} {_interval(self.found)}, and the best control, {self.control}, "
-            f"{_interval(self.other)} (difference {_interval(self.above)}; {self.sites} sites)"
+            f"the best kind (mostly {self.kind}) {does} {_interval(self.found)}, and the best control (mostly "
+            f"{self.control}) {_interval(self.other)} (difference {_interval(self.above)}; {self.models} models)"
         )
 
 
 def compared(rows: Sequence[Row], score: str) -> Compared | None:
-    """None where no site has the score of an SAE and of a control."""
-    at_best = lambda kind: [average(setting, score) for setting in best_settings(rows, kind, score)]
-    shares = {kind: found for kind in (*KINDS, *CONTROLS) if (found := at_best(kind))}
-    best = lambda names: max((n for n in names if n in shares), key=lambda n: float(np.mean(shares[n])), default=None)
-    kind, control = best(KINDS), best(CONTROLS)
-    if kind is None or control is None:
+    """SAEs and controls by a score; None with fewer than two models that have it of both."""
+    ours = [row for row in rows if row["trained"] and row.get(score) is not None]
+    saes, controls = (_elsewhere_best(ours, kinds, score) for kinds in (tuple(KINDS), CONTROLS))
+    models = [model for model in saes if model in controls]
+    if not models:
         return None
-    above = points(a - b for a, b in zip(shares[kind], shares[control], strict=True))
-    return Compared(kind, control, len(shares[kind]), points(shares[kind]), points(shares[control]), above)
+    most = lambda chosen: mode(kind for model in models for kind in chosen[model][1])
+    found, other = ([chosen[model][0] for model in models] for chosen in (saes, controls))
+    above = points(a - b for a, b in zip(found, other, strict=True))
+    return Compared(most(saes), most(controls), len(models), points(found), points(other), above)
+
+
+def _elsewhere_best(rows: Sequence[Row], kinds: Sequence[str], score: str) -> dict[str, tuple[float, list[str]]]:
+    """Of each model, the mean score over its sites, and the kind at each: at the kind and sparsity whose mean is
+    largest at the same hook of the other models. What is measured had no part in the choice.
+    """
+    found: dict[str, tuple[float, list[str]]] = {}
+    ours = [row for row in rows if row["kind"] in kinds]
+    for model in dict.fromkeys(row["model"] for row in ours):
+        shares, chosen = [], []
+        for hook in dict.fromkeys(row["hook"] for row in ours if row["model"] == model):
+            elsewhere = [row for row in ours if row["hook"] == hook and row["model"] != model]
+            settings = dict.fromkeys((row["kind"], row["sparsity"]) for row in elsewhere)
+            if not settings:
+                continue
+            of = lambda rows, setting: [row for row in rows if (row["kind"], row["sparsity"]) == setting]
+            best = max(settings, key=lambda setting: average(of(elsewhere, setting), score))
+            own = of([row for row in ours if (row["model"], row["hook"]) == (model, hook)], best)
+            sites = dict.fromkeys(row["site"] for row in own)
+            shares += [average([row for row in own if row["site"] == site], score) for site in sites]
+            chosen += [best[0]] * len(sites)
+        if shares:
+            found[model] = float(np.mean(shares)), chosen
+    return found
 
 
 def _interval(found: Points) -> str:
-    if found.mean is None:
+    if found.centre is None:
         return "-"
-    return f"{found.mean:.0f}%" + ("" if found.low is None else f" (95% interval {found.low:.0f} to {found.high:.0f})")
+    return f"{found.centre:.0f}%" + (
+        "" if found.low is None else f" (95% interval {found.low:.0f} to {found.high:.0f})"
+    )
 
 
 def kinds_table(rows: Sequence[Row], title: str) -> Table:
-    """One row a kind, the means over sites at the sparsity that recovers most."""
+    """One row a kind and sparsity, the means over sites."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     columns = {
         "explained": "explained",
@@ -97,19 +121,21 @@ def kinds_table(rows: Sequence[Row], title: str) -> Table:
     table.add_column("dictionary", no_wrap=True)
     for column in ("of", *columns.values()):
         table.add_column(column, justify="right")
-    lines = [(kind, True) for kind in (*KINDS, *CONTROLS, "probe")] + [(kind, False) for kind in (*KINDS, "probe")]
-    for kind, trained in lines:
-        settings = best_settings(rows, kind, trained=trained)
-        ours = [row for setting in settings for row in setting]
-        if not ours:
+    order = (*KINDS, *CONTROLS, "probe")
+    place = lambda row: (not row["trained"], order.index(row["kind"]), row["sparsity"] or 0)
+    for setting in dict.fromkeys((r["kind"], r["sparsity"], r["trained"]) for r in sorted(rows, key=place)):
+        kind, sparsity, trained = setting
+        if not trained and kind in CONTROLS:
             continue
+        ours = [row for row in rows if (row["kind"], row["sparsity"], row["trained"]) == setting]
         shown = {name: mean(ours, name) for name in columns}
         cells = [percent(x) if x is None or name != "l0" else f"{float(x):.1f}" for name, x in shown.items()]
-        table.add_row(kind if trained else f"{kind}, untrained model", f"{len(ours)}", *cells)
+        name = kind if sparsity is None else f"{kind} {sparsity:g}"
+        table.add_row(name if trained else f"{name}, untrained model", f"{len(ours)}", *cells)
     table.caption = (
-        "in %, means over the sites and seeds, each site at the sparsity that recovers most; coverage: values found at "
-        "F1 0.95; recovered: of those that the probe finds; accuracy and IIA with the reconstruction spliced in; "
-        "latents' IIA: labels that should change and do, the matched latents alone being interchanged"
+        "in %, means over the sites and seeds; coverage: values found at F1 0.95; recovered: of those that the probe "
+        "finds; accuracy and IIA with the reconstruction spliced in; latents' IIA: labels that should change and do, "
+        "the matched latents alone being interchanged"
     )
     table.caption_justify = "left"
     return table

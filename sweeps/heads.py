@@ -22,8 +22,8 @@ class Heads(Question):
     Trains several tasks with heads of their own, and with all of them in the same head of each layer (`share_heads`),
     at each width of a head. A shared head has to carry one task's variable and the other's, on whatever it attends to.
 
-    The rule: supported where, at some width, the tasks that share a head are as fast as those with heads of their own,
-    or faster (the whole 95% interval of the ratio of epochs lies below 1.25, and for "as fast" above 1 / 1.25);
+    The rule: supported where, at some width, the tasks that share a head are as fast as those with heads of their own
+    (the whole 95% interval of the ratio of epochs lies between 1 / 1.25 and 1.25) or faster (it lies below 1 / 1.25);
     contradicted where they are slower at every width (it lies above 1.25). The widths are one family, with Holm's
     correction. The centre of the seeds' ratios and its interval are those of Wilcoxon's signed ranks, and take 6
     seeds; a member that ran all its epochs needs more, one that diverged never converges (siitjax/speed.py).

@@ -20,10 +20,10 @@ class Schedules(AgainstFirst):
     it: that is part of the answer.
 
     The rule: supported where both constant rates are slower than the fall to 2e-4 (the whole 95% interval of the
-    ratio of epochs lies above 1.25), contradicted where one of them is as fast or faster (the whole interval lies
-    between 1 / 1.25 and 1.25, or below). The two are one family, with Holm's correction. The fall to 1e-5 is in the
-    tables alone. The centre of the seeds' ratios and its interval are those of Wilcoxon's signed ranks, and take 6
-    seeds; a member that ran all its epochs needs more, one that diverged never converges (siitjax/speed.py).
+    ratio of epochs lies above 1.25), contradicted where one of them is as fast (it lies between 1 / 1.25 and 1.25) or
+    faster (below 1 / 1.25). The two are one family, with Holm's correction. The fall to 1e-5 is in the tables alone.
+    The centre of the seeds' ratios and its interval are those of Wilcoxon's signed ranks, and take 6 seeds; a member
+    that ran all its epochs needs more, one that diverged never converges (siitjax/speed.py).
     """
 
     title = "Does it matter that the learning rate falls?"

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.test_compare import setting
 
@@ -31,7 +32,7 @@ def test_the_question_shown_runs(tmp_path):
 
 
 def test_the_question_shown_calls_a_setting_twice_as_fast_a_difference():
-    names = {"__name__": "clip"}
+    names: dict[str, Any] = {"__name__": "clip"}
     exec(compile(block("Does it matter at which norm gradients are clipped?"), "README.md", "exec"), names)
     tens = (9, 10, 11, 10, 12, 8, 10, 11)
     verdict = lambda factor, other: names["Clip"]().verdict(

@@ -62,8 +62,8 @@ class AgainstFirst(Question):
             gaps = (str(difference(by_seed(rows, name), by_seed(rows, first), metric)) for metric in metrics)
             table.add_row(name, str(found), *gaps)
         table.caption = (
-            "times the epochs, and the difference of metrics in points: the centre over the seeds, and in brackets its "
-            "95% interval, each without correction for the others"
+            "times the epochs: the centre over the seeds; metrics: the median difference in points; in brackets the "
+            "95% intervals, each without correction for the others"
         )
         table.caption_justify = "left"
         return [*super().tables(rows, results), table]

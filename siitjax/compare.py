@@ -3,37 +3,45 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from scipy.stats import binom
+
 from siitjax.errors import UserError
 from siitjax.metrics import share
-from siitjax.ranks import Differences
+from siitjax.ranks import LEVEL
 from siitjax.results import Row
 
 
 @dataclass(frozen=True)
 class Points:
-    """The centre over seeds of what is counted in points: hundredths of a share (see `siitjax.ranks`).
+    """The median over seeds of what is counted in points: hundredths of a share.
 
     Attributes:
-        centre: None without any seed.
-        low, high: its 95% interval; None with fewer than 6 seeds, or where all are the same.
+        median: None without any seed.
+        low, high: its 95% interval, of the sign test, which holds whatever the distribution: most seeds may lose
+            nothing, and some much. None with fewer than 6 seeds, or where all are the same.
     """
 
-    centre: float | None
+    median: float | None
     low: float | None
     high: float | None
 
     def __str__(self) -> str:
-        if self.centre is None:
+        if self.median is None:
             return "-"
-        return f"{self.centre:+.3f}" + ("" if self.low is None else f" ({self.low:+.3f} to {self.high:+.3f})")
+        return f"{self.median:+.3f}" + ("" if self.low is None else f" ({self.low:+.3f} to {self.high:+.3f})")
 
 
 def points(shares: Iterable[float]) -> Points:
-    """The centre of shares, one a seed, in points."""
-    values = tuple(100 * share for share in shares)
-    found = Differences(values, values)
-    centre, interval = found.centre, found.interval()
-    return Points(None if centre is None else centre[0], *(interval or (None, None)))
+    """The median of shares, one a seed, in points."""
+    values = np.sort([100 * share for share in shares])
+    if not len(values):
+        return Points(None, None, None)
+    # Of n signs that are + or - by chance, this many or fewer are + in half of `LEVEL` of all cases.
+    dropped = int((binom.cdf(np.arange(len(values)), len(values), 0.5) <= LEVEL / 2).sum()) - 1
+    if dropped < 0 or np.ptp(values) < 1e-9:
+        return Points(float(np.median(values)), None, None)
+    return Points(float(np.median(values)), float(values[dropped]), float(values[-1 - dropped]))
 
 
 def difference(rows: Sequence[Row], others: Sequence[Row], metric: str) -> Points:

@@ -51,7 +51,7 @@ class SAEs(Command):
     latents find too. Each model is measured, over its sites and seeds, at the kind and sparsity that recover most at
     the same hook (such as hook_post) of the other models, and so is the best control (neurons, PCA or random
     directions); what is measured has no part in the choice. The models, not their sites, are what is counted.
-    Supported: the whole 95% interval of the centre over the models (Wilcoxon's signed ranks, siitjax/ranks.py) lies
+    Supported: the whole 95% interval of the median over the models (of the sign test, siitjax/compare.py) lies
     above 50%, and that of the difference to the controls above 0. Contradicted: the former lies below 50%. Undecided:
     neither, or fewer than 6 models. The same comparison of the interchanged latents is told beside it and decides
     nothing.

@@ -58,8 +58,8 @@ class Samplings(AgainstFirst):
 
     The rule: a member hides the points by which its SIIA under the worst subset of the unused nodes lies below its
     SIIA. What it hides with one node at a time is compared with what it hides with random subsets, over the seeds
-    whose SIIA is 99.9 or more both ways. Supported: the whole 95% interval of the centre of the differences
-    (Wilcoxon's signed ranks, siitjax/ranks.py) lies above 0.1 points. Contradicted: it lies below. Undecided: neither,
+    whose SIIA is 99.9 or more both ways. Supported: the whole 95% interval of the median difference (of the
+    sign test, siitjax/compare.py) lies above 0.1 points. Contradicted: it lies below. Undecided: neither,
     fewer than 6 such seeds, or differences that are all the same.
     """
 
@@ -100,7 +100,7 @@ def backup(rows: Sequence[Row]) -> Verdict:
     shown = sum(100 * (share(a, "hidden") or 0) > MARGIN for a, _ in pairs)
     return Verdict(
         kind,
-        f"sampled one at a time, unused nodes hide {found.centre:+.3f} points more than in random subsets (95% "
+        f"sampled one at a time, unused nodes hide {found.median:+.3f} points more than in random subsets (95% "
         f"interval {found.low:+.3f} to {found.high:+.3f}, margin {float(MARGIN):g}), and more than the margin in "
         f"{shown} of {len(pairs)} seeds; {seeds}.",
     )
@@ -175,7 +175,7 @@ def ablations(rows: Sequence[Row]) -> Table:
         )
     table.caption = (
         f"metrics in %, means over the seeds, on {MEASURED} validation strings, in pairs that no epoch has seen; "
-        "hidden: SIIA less SIIA under the worst subset, its centre and 95% interval; worst seed: its least SIIA"
+        "hidden: SIIA less SIIA under the worst subset, its median and 95% interval; worst seed: its least SIIA"
     )
     table.caption_justify = "left"
     return table

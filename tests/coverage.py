@@ -9,10 +9,11 @@ Exits with 1 where an interval covers the truth in less than 93% of the sweeps t
 comes out in 5% of the sweeps or more, or where anything is decided from fewer than 6 seeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -23,6 +24,7 @@ from scipy.optimize import root_scalar
 from scipy.stats import norm
 
 from siitjax.command import Command, flag, main
+from siitjax.compare import points
 from siitjax.ranks import LEAST, Differences
 from siitjax.results import Row
 from siitjax.speed import MARGIN, holm, interaction, ratio
@@ -111,19 +113,19 @@ class World:
 
         return [[row(i, seed) for seed in range(seeds)] for i in range(len(medians))]
 
-    def draw(self, seeds: int, rng: np.random.Generator) -> Mapping[int, Differences]:
-        """What the verdict on one sweep compares."""
+    def sweep(self, seeds: int, rng: np.random.Generator) -> "Trial":
+        """One sweep, and the verdict on it."""
         rows = self.rows(seeds, rng)
-        if self.what == "interaction":
-            return {0: interaction(*rows)}
-        if self.what == "ratio":
-            return {0: ratio(*rows)}
         first, *others = rows
-        return {i: ratio(other, first) for i, other in enumerate(others)}
-
-    def kinds(self, family: Mapping[int, Differences]) -> dict[int, str]:
-        """What the verdict says of each."""
-        return {i: speed.kind for i, speed in holm(family).items()}
+        family: dict[int, Differences] = {
+            "ratio": lambda: {0: ratio(*rows)},
+            "interaction": lambda: {0: interaction(*rows)},
+            "family": lambda: {i: ratio(other, first) for i, other in enumerate(others)},
+        }[self.what]()
+        kinds = {i: speed.kind for i, speed in holm(family).items()}
+        intervals = [interval for each in family.values() if (interval := each.interval())]
+        rash = any(kinds[i] != "unclear" and (len(each) < LEAST or each.alike) for i, each in family.items())
+        return Trial(intervals, {*kinds.values()} - {"unclear"}, rash)
 
     @property
     def log(self) -> float:
@@ -149,7 +151,7 @@ class Shares:
     """Metrics of two settings, in points: most seeds lose nothing, and some lose much.
 
     Attributes:
-        truth: the centre of the differences, from many of them.
+        truth: the median difference, from many of them.
         spread: geometric standard deviation of what is lost.
         loses: the share of seeds that lose something, in the one setting and in the other.
     """
@@ -160,8 +162,7 @@ class Shares:
 
     @classmethod
     def of(cls, spread: float, loses: tuple[float, float]) -> "Shares":
-        one = cls(0, spread, loses)._lost(4_000_000, np.random.default_rng(0)).reshape(2, -1)
-        return cls(round(float(np.median(one.mean(0))), 3), spread, loses)
+        return cls(float(np.median(cls(0, spread, loses)._lost(1_000_000, np.random.default_rng(0)))), spread, loses)
 
     def _lost(self, seeds: int, rng: np.random.Generator) -> Float[np.ndarray, " seed"]:
         one, other = ((rng.random(seeds) < p) * rng.lognormal(-1, np.log(self.spread), seeds) for p in self.loses)
@@ -171,13 +172,10 @@ class Shares:
     def log(self) -> float:
         return self.truth
 
-    def draw(self, seeds: int, rng: np.random.Generator) -> Mapping[int, Differences]:
-        lost = tuple(self._lost(seeds, rng).tolist())
-        return {0: Differences(lost, lost)}
-
-    def kinds(self, family: Mapping[int, Differences]) -> dict[int, str]:
-        """None: coverage alone is measured."""
-        return {0: "unclear"}
+    def sweep(self, seeds: int, rng: np.random.Generator) -> "Trial":
+        found = points(self._lost(seeds, rng) / 100)
+        given = [] if found.low is None or found.high is None else [(found.low, found.high)]
+        return Trial(given, set(), bool(given) and seeds < LEAST)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -185,6 +183,14 @@ class Shares:
         return "points", f"{self.truth:.3g}", f"{self.spread:g}", "-", "-"
 
     kind = "unclear"
+
+
+class Trial(NamedTuple):
+    """One sweep: the intervals it gives, what its verdict says, and whether that rests on too little."""
+
+    intervals: list[tuple[float, float]]
+    said: set[str]
+    rash: bool
 
 
 @dataclass(frozen=True)
@@ -239,15 +245,12 @@ def simulate(world: World | Shares, seeds: int, sweeps: int, rng: np.random.Gene
     """So many sweeps of a world."""
     given = covered = decided = wrong = rash = 0
     for _ in range(sweeps):
-        family = world.draw(seeds, rng)
-        intervals = [interval for each in family.values() if (interval := each.interval())]
-        given += len(intervals)
-        covered += sum(low <= world.log <= high for low, high in intervals)
-        kinds = world.kinds(family)
-        said = {*kinds.values()} - {"unclear"}
-        decided += bool(said)
-        wrong += bool(said - {world.kind})
-        rash += any(kinds[i] != "unclear" and (len(each) < LEAST or each.alike) for i, each in family.items())
+        trial = world.sweep(seeds, rng)
+        given += len(trial.intervals)
+        covered += sum(low - 1e-9 <= world.log <= high + 1e-9 for low, high in trial.intervals)
+        decided += bool(trial.said)
+        wrong += bool(trial.said - {world.kind})
+        rash += trial.rash
     return Seen(sweeps, given, covered, decided, wrong, rash)
 
 

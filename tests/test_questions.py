@@ -92,10 +92,11 @@ def test_quick_is_left_greater_on_five_seeds_at_most(monkeypatch):
     ]
 
 
-def test_points_are_a_centre_with_the_interval_of_signed_ranks():
-    # Of 6, the interval goes from the least to the largest.
+def test_points_are_a_median_with_the_interval_of_the_sign_test():
+    # Of 6, the interval goes from the least to the largest (2 of 64 signs); of 9 from the second (20 of 512).
+    assert points([i / 100 for i in (5, 1, 9, 2, 8, 3, 7, 4, 6)]) == Points(5.0, 2.0, 8.0)
     found = points([0.01, 0.02, 0.03, 0.04, 0.05, 0.06])
-    assert (found.centre, found.low, found.high) == pytest.approx((3.5, 1, 6))
+    assert (found.median, found.low, found.high) == pytest.approx((3.5, 1, 6))
     assert str(found) == "+3.500 (+1.000 to +6.000)"
     assert points([0.5] * 8) == Points(50.0, None, None)
     assert points([0.01, 0.02, 0.03]) == Points(2.0, None, None)
@@ -109,7 +110,7 @@ def test_a_difference_is_paired_by_seed():
         for name, seed, x in (("a", 1, 0.7), ("b", 0, 0.1), ("b", 1, 0.2), ("a", 0, 0.4))
     ]
     found = difference(by_seed(ours, "a"), by_seed(ours, "b"), "x")
-    assert found.centre == pytest.approx(100 * (0.3 + 0.5) / 2)
+    assert found.median == pytest.approx(100 * (0.3 + 0.5) / 2)
     with pytest.raises(ValueError, match="different seeds"):
         difference(by_seed(ours, "a"), by_seed(ours, "b")[:1], "x")
 
@@ -274,8 +275,8 @@ def test_the_verdict_on_sampling_says_in_how_many_seeds_and_leaves_out_those_tha
     rows = hiding((5.0, 5.0, 0.1, 0.0, 0.0, 90.0, 5.0), (0.0,) * 7)
     next(row for row in rows if (row["setting"], row["seed"]) == (SUBSETS, 5))["siia"] = 0.99
     because = backup(rows).because
-    # Of 5, 5, 0.1, 0, 0, 5: the means of two are 0 (three times), 0.05 (twice), 0.1, 2.5 (six times), 2.55 (three), 5.
-    assert "hide +2.500 points more than in random subsets" in because
+    # Of 5, 5, 0.1, 0, 0, 5.
+    assert "hide +2.550 points more than in random subsets" in because
     assert because.endswith("in 3 of 6 seeds; 6 of 7 seeds hold single swaps (SIIA 99.9) both ways.")
     assert backup(hiding(NONE, NONE, siia=0.99)) == Verdict(
         "undecided", "only 0 of 6 seeds hold single swaps (SIIA 99.9) both ways, and the comparison needs 6."

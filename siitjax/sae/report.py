@@ -93,9 +93,9 @@ def _elsewhere_best(rows: Sequence[Row], kinds: Sequence[str], score: str) -> di
 
 
 def _interval(found: Points) -> str:
-    if found.centre is None:
+    if found.median is None:
         return "-"
-    return f"{found.centre:.0f}%" + (
+    return f"{found.median:.0f}%" + (
         "" if found.low is None else f" (95% interval {found.low:.0f} to {found.high:.0f})"
     )
 

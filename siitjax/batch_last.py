@@ -107,9 +107,7 @@ def _affine(w: Float[Array, "read feature"], b: Float[Array, " feature"], x: Col
 
 
 @jax.custom_vjp
-def _product(
-    w: Float[Array, "read feature"], x: Float[Array, "read seq mask batch"]
-) -> Float[Array, "feature seq mask batch"]:
+def _product(w: Float[Array, "read feature"], x: Float[Array, "read *columns"]) -> Float[Array, "feature *columns"]:
     """w^T x. The gradient that jax derives has the features last, and is turned over."""
     return jnp.tensordot(w, x, ((0,), (0,)))
 
@@ -120,7 +118,8 @@ def _product_forward(w: Array, x: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _product_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     w, x = saved
-    return jnp.tensordot(x, dy, ((1, 2, 3), (1, 2, 3))), jnp.tensordot(w, dy, 1)
+    columns = tuple(range(1, x.ndim))
+    return jnp.tensordot(x, dy, (columns, columns)), jnp.tensordot(w, dy, 1)
 
 
 _product.defvjp(_product_forward, _product_backward)

@@ -1,7 +1,7 @@
 """The high-level model: a causal model over the positions of one token sequence, run with or without a swap.
 
 A `Variable` is declared once: its name, what it reads, the pure function that computes it, and the node where
-it lives. Which node swaps which variable, and what a swap does to the labels, follows from that.
+it lives. Which node swaps which variable, which edges carry it, and what a swap does to the labels, follows from that.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,16 @@ from jaxtyping import Array, Bool, Int, Shaped
 
 from siitjax.choice import check_choice
 from siitjax.errors import UserError
-from siitjax.fit import check_mask, check_source
-from siitjax.nodes import EMBED, Node, NodeList
+from siitjax.fit import check_mask, check_positions, check_source
+from siitjax.nodes import EMBED, LOGITS, Edge, Node, NodeList
 from siitjax.precision import matmul_precision
 
 TOKENS = "tokens"
 
 Counterfactual = Literal["causal", "frozen"]
+
+Mask = Bool[Array, " node"] | Bool[Array, "reader sender"] | Bool[Array, "reader sender seq"]
+"""The nodes that are swapped, the edges, or the edges at each of the sender's positions."""
 
 Values = tuple[Shaped[Array, "seq ..."] | None, ...]
 """The value of the tokens and of every variable, in the circuit's order; None in a swap's source: not swapped."""
@@ -79,6 +82,10 @@ class Circuit:
     `circuit(tokens, swap)` visits the variables in topological order. A swap is a mask over nodes and the
     values of the source run: the variables on a masked node take the source's values, and everything
     downstream is computed again from them (an interchange intervention: Geiger et al. 2022, section 3).
+
+    Under a mask over edges, a variable has a value for each reader: who reads it over a swapped edge sees the source's
+    value, the others its own, computed from what its node sees. What a reader makes of a swapped value flows on
+    unswapped (path patching: Wang et al. 2023; Conmy et al. 2023).
 
     Raises:
         UserError: a name is declared twice or read without being declared, the variables read each other in a
@@ -144,21 +151,56 @@ class Circuit:
         """The nodes that hold nothing, the embedding excepted: it holds the tokens."""
         return ~self.circuit_mask & ~self.nodes.mask([EMBED])
 
+    @cached_property
+    def edges(self) -> tuple[Edge, ...]:
+        """The edges (a, b) where what node b computes reads what node a holds, in the order of the nodes they end in.
+
+        Variables that no node holds are looked through: who reads one reads what it was computed from.
+        """
+        holders: dict[str, set[Node]] = {TOKENS: {EMBED}}
+        found: set[Edge] = set()
+        for variable in self.ordered:
+            read = set[Node]().union(*(holders[name] for name in variable.reads))
+            if variable.node is not None:
+                found |= {(sender, variable.node) for sender in read - {variable.node}}
+                read = {variable.node}
+            holders[variable.name] = read
+        found |= {(sender, LOGITS) for sender in holders[self.variables[-1].name]}
+        readers, senders = self.nodes.readers, self.nodes.nodes
+        return tuple(sorted(found, key=lambda edge: (readers.index(edge[1]), senders.index(edge[0]))))
+
+    @cached_property
+    def edge_mask(self) -> Bool[np.ndarray, "reader sender"]:
+        """The circuit's edges, as a mask."""
+        return self.nodes.edge_mask(self.edges)
+
+    @cached_property
+    def outside_mask(self) -> Bool[np.ndarray, "reader sender"]:
+        """The edges that the transformer has and the circuit has not."""
+        return self.nodes.edge_mask(self.nodes.possible_edges) & ~self.edge_mask
+
     def at(self, node: Node) -> tuple[Variable, ...]:
         """The variables that live on `node`."""
         return tuple(v for v in self.variables if v.node == node)
 
     @matmul_precision()
     def __call__(
-        self, tokens: Int[Array, " seq"], swap: tuple[Bool[Array, " node"], Values] | None = None
+        self, tokens: Int[Array, " seq"], swap: tuple[Mask, Values] | None = None
     ) -> tuple[Shaped[Array, "seq *out"], Values]:
         """The labels, and the value of every variable, of one input, perhaps under a swap.
 
+        Args:
+            swap: a mask of nodes, of edges, or of edges at positions, and the values of the source run. The values
+                returned under a mask of nodes are those that all readers see; under one of edges, a variable's own.
+
         Raises:
-            UserError: the mask is not of these nodes, or the source's values not of this circuit on as many tokens.
+            UserError: the mask is not of these nodes, the source's values not of this circuit on as many tokens, or
+                the mask is of edges, and the rule "frozen", which is one of nodes.
         """
         if swap is not None:
             self._check(len(tokens), *swap)
+            if swap[0].ndim > 1:
+                return self._by_reader(tokens, *swap)
         clean = self(tokens)[1] if swap is not None and self.counterfactual == "frozen" else None
 
         def swapped(node: Node | None, i: int, own: Array) -> Array:
@@ -175,10 +217,41 @@ class Circuit:
     def _check(self, n_tokens: int, mask: Bool[Array | np.ndarray, "..."], source: Values) -> None:
         """What a swap brings must be of this circuit, and its source as long as the base."""
         check_mask(mask, range(mask.ndim)[:2], len(self.nodes))
+        check_positions(mask, n_tokens)
         names = [TOKENS, *(v.name for v in self.ordered)]
         if len(source) != len(names):
             raise UserError(f"the source has {len(source)} values, but the circuit {len(names)}: {', '.join(names)}")
         check_source(dict(zip(names, source, strict=True)), dict.fromkeys(names, (n_tokens,)))
+
+    def _by_reader(
+        self, tokens: Int[Array, " seq"], mask: Bool[Array, "reader sender *seq"], source: Values
+    ) -> tuple[Shaped[Array, "seq *out"], Values]:
+        """The labels as the logits see them, and every variable's own value, under a mask of edges."""
+        if self.counterfactual == "frozen":
+            raise UserError('the rule "frozen" knows swaps of nodes alone; swap edges under the rule "causal"')
+        variables = {v.name: (i, v) for i, v in enumerate(self.ordered, start=1)}
+        nodes, readers = self.nodes.nodes, self.nodes.readers
+        own: dict[tuple[str, Node], Array] = {}
+
+        def value(name: str, reader: Node) -> Array:
+            """What `reader` sees of a variable. One that no node holds is computed from what the reader sees."""
+            i, variable = variables.get(name, (0, None))
+            node = EMBED if variable is None else variable.node
+            key = name, node or reader
+            if key not in own:
+                own[key] = (
+                    tokens if variable is None else variable.compute(*(value(read, key[1]) for read in variable.reads))
+                )
+            if node is None or node == reader or (held := source[i]) is None:
+                return own[key]
+            swapped = mask[readers.index(reader), nodes.index(node)]
+            return jnp.where(swapped.reshape(*swapped.shape, *(1,) * (own[key].ndim - swapped.ndim)), held, own[key])
+
+        label = value(self.variables[-1].name, LOGITS)
+        names = [(TOKENS, EMBED), *((v.name, v.node or LOGITS) for v in self.ordered)]
+        for name, node in names:
+            value(name, node)
+        return as_label(label), tuple(own[key] for key in names)
 
 
 def as_label(value: Shaped[Array, "seq ..."]) -> Shaped[Array, "seq ..."]:

@@ -37,6 +37,12 @@ def check_mask(mask: Bool[Array | np.ndarray, "..."], axes: Sequence[int], n_nod
         raise UserError(f"the mask has {wrong[0]} places, but the transformer has {n_nodes} nodes; give it one a node")
 
 
+def check_positions(mask: Bool[Array | np.ndarray, "..."], n_tokens: int) -> None:
+    """Raises UserError where a mask of edges at positions has not a place for each token."""
+    if mask.ndim == 3 and mask.shape[2] != n_tokens:
+        raise UserError(f"the mask swaps at {mask.shape[2]} positions, but the sample has {n_tokens}; give it one a token")
+
+
 def check_source(given: Mapping[str, Any], needed: Mapping[str, tuple[int, ...]]) -> None:
     """Raises UserError where what a swap takes from a source run is not of the shape that the base run has.
 

@@ -5,10 +5,14 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from siitjax.batch_last import batch_last
-from siitjax.nodes import Masks, block_of
+from siitjax.by_reader import by_reader
+from siitjax.nodes import Masks, Sites, block_of
+from siitjax.swaps import EdgeSwaps
 from siitjax.transformer import Activations, Transformer
 
 
@@ -31,15 +35,29 @@ class Run(Protocol):
     ) -> tuple[Float[Array, "batch mask seq out"], Any]: ...
 
 
+@runtime_checkable
+class RunEdges(Protocol):
+    """`Transformer.__call__` of every sample of a batch under swaps of edges: its logits.
+
+    `source` is what the same form's `Run` gave of the source runs.
+    """
+
+    def __call__(
+        self, model: Transformer, tokens: Int[Array, "batch seq"], swaps: EdgeSwaps, source: Any
+    ) -> Float[Array, "batch mask seq out"]: ...
+
+
 class Form(NamedTuple):
     """A form of the transformer.
 
     Attributes:
-        run: computes it.
+        run: computes it, perhaps under swaps of nodes.
+        run_edges: computes it under swaps of edges.
         at_once: how many samples it is best given at once; None for as many as there are.
     """
 
     run: Run
+    run_edges: RunEdges
     at_once: int | None
 
     def part(self, n: int) -> int:
@@ -69,10 +87,33 @@ def as_written(
     return jax.vmap(sample, (0, 0, 0 if masks.ndim == 3 else None, 0))(tokens, held, masks, source)
 
 
-PLAIN = Form(as_written, None)
+def edges_as_written(
+    model: Transformer, tokens: Int[Array, "batch seq"], swaps: EdgeSwaps, source: Activations
+) -> Float[Array, "batch mask seq out"]:
+    """The model's own call under swaps of edges, under vmap."""
+    nodes = model.config.nodes
+
+    def run(tokens, mask, own, sources):
+        there = own if sources is None else _taken(source, nodes.sites(sources))
+        return model(tokens, (mask, there))[0]
+
+    over_masks = jax.vmap(run, (None, 0, None, None if swaps.sources is None else 0))
+    return jax.vmap(over_masks)(tokens, swaps.at_positions(), source, swaps.sources)
+
+
+def _taken(activations: Activations, sources: Sites) -> Activations:
+    """The activations in which each node's are of an example of its own; `activations` have a batch axis."""
+    n_layers, n_heads = sources.z.shape
+    layers, heads = np.arange(n_layers), np.arange(n_heads)
+    z = jnp.moveaxis(activations.z, 3, 2)[sources.z, layers[:, None], heads[None]]
+    post = None if activations.post is None else activations.post[sources.post, layers]
+    return Activations(activations.embed[sources.embed], jnp.moveaxis(z, 1, 2), post)
+
+
+PLAIN = Form(as_written, edges_as_written, None)
 """What the other form is tested against."""
 
-BATCH_LAST = Form(batch_last, 40)
+BATCH_LAST = Form(batch_last, by_reader, 40)
 """Of 40 samples under a few masks, most arrays fit a core's second-level cache."""
 
 

@@ -14,6 +14,7 @@ from siitjax.errors import UserError
 from siitjax.fit import check_pair, check_tokens
 from siitjax.forms import Form, Run, fastest
 from siitjax.nodes import EMBED, Masks
+from siitjax.swaps import EdgeSwaps, of_source
 from siitjax.transformer import Transformer
 
 Answers = tuple[Float[Array, "batch mask seq out"], Shaped[Array, "batch mask seq *label"]]
@@ -91,6 +92,46 @@ def check_fits(
     check_pair(base, source)
     for tokens in (base, source):
         check_tokens(tokens, model.config.d_vocab, model.config.n_ctx)
+
+
+def interchange_edges(
+    model: Transformer,
+    circuit: Circuit,
+    base: Int[Array, "batch seq"],
+    source: Int[Array, "batch seq"],
+    swaps: EdgeSwaps,
+    *,
+    form: Form | None = None,
+) -> Answers:
+    """What both answer when readers see what masked senders hold in the source runs; see `EdgeSwaps`.
+
+    The first answer is the base run's, with nothing swapped; those of the swaps follow, in order. The source runs
+    are data, as in `interchange`.
+    """
+    check_fits(model, circuit, base, source)
+    form = form or fastest()
+    _, there = form.run(model, source)
+    logits, _ = form.run(model, base)
+    swapped = form.run_edges(model, base, swaps, jax.lax.stop_gradient(there))
+    labels = jax.vmap(lambda tokens: circuit(tokens)[0])(base)
+    answers = (logits, labels[:, None]), (swapped, edge_labels(circuit, base, source, swaps))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *answers)
+
+
+def edge_labels(
+    circuit: Circuit, base: Int[Array, "batch seq"], source: Int[Array, "batch seq"], swaps: EdgeSwaps
+) -> Shaped[Array, "batch mask seq *label"]:
+    """The circuit's labels under swaps of edges."""
+    _, values = jax.vmap(circuit)(source)
+    places = (EMBED, *(v.node for v in circuit.ordered))
+    index = lambda node: None if swaps.sources is None else swaps.sources[..., circuit.nodes.index(node)]
+    held = tuple(
+        None if node is None else of_source(value, index(node)) for node, value in zip(places, values, strict=True)
+    )
+    masks = swaps.at_positions()
+    held = jax.tree.map(lambda x: jnp.broadcast_to(x, (*masks.shape[:2], *x.shape[2:])), held)
+    label = lambda tokens, mask, held: circuit(tokens, (mask, held))[0]
+    return jax.vmap(jax.vmap(label, (None, 0, 0)))(base, masks, held)
 
 
 def _source(run: Run, model: Transformer, source: Int[Array, "batch seq"], embedding: bool) -> Any:

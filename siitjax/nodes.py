@@ -1,10 +1,13 @@
-"""The nodes of a transformer: what a swap replaces, what a circuit is placed on, what a mask ranges over.
+"""The nodes and edges of a transformer: what a swap replaces, what a circuit is placed on, what a mask ranges over.
 
 A node is a whole site over all positions: the token embedding, one attention head's `hook_z`, or one MLP's
-`hook_post`. A `NodeList` fixes the order of a transformer's nodes, so that a mask is a boolean vector.
+`hook_post`. Every node is a *sender*: it writes to the residual stream. The heads, the MLPs and the logits are
+*readers*. An edge is a sender and a reader that comes later. A `NodeList` fixes the order of a transformer's nodes, so
+that a mask of nodes is a boolean vector, and one of edges a boolean matrix (reader, sender).
 """
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,17 +16,24 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool
 
+from siitjax.choice import check_choice
 from siitjax.errors import UserError
 
 
 @dataclass(frozen=True)
 class Node:
-    """One node. `layer` and `head` are None where they mean nothing: the embedding has neither, an MLP no head."""
+    """One node, or the logits, which read and send nothing.
+
+    `layer` and `head` are None where they mean nothing: the embedding and the logits have neither, an MLP no head.
+    """
 
     layer: int | None = None
     head: int | None = None
+    is_logits: bool = False
 
     def __str__(self) -> str:
+        if self.is_logits:
+            return "logits"
         if self.layer is None:
             return "embed"
         return f"MLP{self.layer}" if self.head is None else f"L{self.layer}H{self.head}"
@@ -31,6 +41,8 @@ class Node:
     @property
     def hook(self) -> str:
         """The site's name in TransformerLens, with the head's index where the site holds several."""
+        if self.is_logits:
+            return "ln_final.hook_normalized"
         if self.layer is None:
             return "hook_embed"
         block = f"blocks.{self.layer}"
@@ -39,17 +51,21 @@ class Node:
     @property
     def depth(self) -> int:
         """How many sites lie before this one on the residual stream: 0 for the embedding, heads before their MLP."""
+        if self.is_logits:
+            return sys.maxsize
         if self.layer is None:
             return 0
         return 2 * self.layer + (2 if self.head is None else 1)
 
     @staticmethod
     def parse(name: str) -> "Node":
-        """The node called `name`: "embed", "L0H3" (layer 0, head 3) or "MLP1".
+        """The node called `name`: "embed", "L0H3" (layer 0, head 3), "MLP1", or "logits".
 
         Raises:
             UserError: `name` is none of these.
         """
+        if name == "logits":
+            return LOGITS
         if name == "embed":
             return EMBED
         if match := re.fullmatch(r"L(\d+)H(\d+)", name):
@@ -65,6 +81,7 @@ def block_of(depth: int) -> tuple[int, bool]:
 
 
 EMBED = Node()
+LOGITS = Node(is_logits=True)
 
 
 def head(layer: int, index: int) -> Node:
@@ -77,6 +94,9 @@ def mlp(layer: int) -> Node:
     return Node(layer)
 
 
+Edge = tuple[Node, Node]
+"""A sender, and a reader that comes later on the residual stream."""
+
 Masks = Bool[Array | np.ndarray, "batch mask node"] | Bool[Array | np.ndarray, "mask node"]
 """Masks of each sample, or of all samples alike. What a NumPy array does not swap is known before anything runs."""
 
@@ -87,6 +107,19 @@ class Sites(NamedTuple):
     embed: Bool[Array | np.ndarray, "*rest"]
     z: Bool[Array | np.ndarray, "layer head *rest"]
     post: Bool[Array | np.ndarray, "layer *rest"] | None
+
+
+def edge_name(edge: Edge) -> str:
+    """How an edge is written: "L0H1->MLP0"."""
+    return f"{edge[0]}->{edge[1]}"
+
+
+def parse_edge(name: str) -> Edge:
+    """The edge called `name`: "L0H1->MLP0", "embed->logits". Raises UserError for anything else."""
+    sender, arrow, reader = name.partition("->")
+    if not arrow:
+        raise UserError(f'"{name}" is no edge; write a sender, -> and a reader: "L0H1->MLP0", "embed->logits"')
+    return Node.parse(sender.strip()), Node.parse(reader.strip())
 
 
 @dataclass(frozen=True)
@@ -130,6 +163,37 @@ class NodeList:
     def named(self, mask: Bool[np.ndarray, " node"]) -> tuple[Node, ...]:
         """The nodes at which `mask` is true."""
         return tuple(node for node, swapped in zip(self, mask, strict=True) if swapped)
+
+    @cached_property
+    def readers(self) -> tuple[Node, ...]:
+        """Who reads the residual stream, in the order of an edge mask: every node but the embedding, and the logits."""
+        return (*self.nodes[1:], LOGITS)
+
+    @cached_property
+    def possible_edges(self) -> tuple[Edge, ...]:
+        """Every edge that the transformer has: from each node to each that is deeper, and to the logits."""
+        return tuple((a, b) for a in self for b in self.readers if b.depth > a.depth)
+
+    def edge_mask(self, edges: Iterable[Edge]) -> Bool[np.ndarray, "reader sender"]:
+        """The mask that is true at `edges` alone.
+
+        Raises:
+            ValueError: the transformer has no such edge; the message names the nearest.
+        """
+        mask = np.zeros((len(self), len(self)), bool)
+        for edge in edges:
+            if edge not in self.possible_edges:
+                check_choice("the edge", edge_name(edge), [edge_name(e) for e in self.possible_edges])
+            mask[self.readers.index(edge[1]), self.nodes.index(edge[0])] = True
+        return mask
+
+    def as_edges(self, mask: Bool[Array | np.ndarray, "*rest node"]) -> Bool[Array | np.ndarray, "*rest reader sender"]:
+        """A mask of nodes as one of edges: every reader of a masked node sees the source's value."""
+        return mask[..., None, :] & self.edge_mask(self.possible_edges)
+
+    def edges_in(self, mask: Bool[np.ndarray, "reader sender"]) -> tuple[Edge, ...]:
+        """The edges at which `mask` is true."""
+        return tuple(e for e in self.possible_edges if mask[self.readers.index(e[1]), self.nodes.index(e[0])])
 
     def sites(self, mask: Bool[Array | np.ndarray, "node *rest"]) -> Sites:
         """`mask` by site kind; of several masks, the nodes lie on the first axis."""

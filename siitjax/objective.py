@@ -19,8 +19,9 @@ from siitjax.case import Case
 from siitjax.choice import check_choice
 from siitjax.circuit import Circuit
 from siitjax.forms import Form
-from siitjax.interchange import interchange
+from siitjax.interchange import interchange, interchange_edges
 from siitjax.nodes import EMBED
+from siitjax.swaps import EdgeSwaps
 from siitjax.transformer import Transformer
 
 BASE, IIT, SIIT = range(3)
@@ -29,6 +30,7 @@ BASE, IIT, SIIT = range(3)
 CircuitNodes = Literal["one", "subset"]
 UnusedNodes = Literal["subset", "one", "all"]
 DrawnPer = Literal["batch", "example"]
+Swaps = Literal["nodes", "edges"]
 
 
 @dataclass(frozen=True)
@@ -40,19 +42,32 @@ class Sampling:
         unused_nodes: a random "subset", each node with probability p_unused; "one"; or "all" of them.
         drawn_per: draw once a "batch", or for every "example".
         embedding: count the embedding as a node of the circuit, as the original did. Its swap is trivial.
+        swaps: "nodes", as above, or "edges": every kind of `siitjax.edge_sampling`, drawn for every example.
 
     Raises:
-        UserError: a value is none of these.
+        UserError: a value is none of these, or the others are not what swaps of edges are drawn by.
     """
 
     circuit_nodes: CircuitNodes = "one"
     unused_nodes: UnusedNodes = "subset"
     drawn_per: DrawnPer = "batch"
     embedding: bool = False
+    swaps: Swaps = "nodes"
 
     def __post_init__(self):
-        for name, kinds in (("circuit_nodes", CircuitNodes), ("unused_nodes", UnusedNodes), ("drawn_per", DrawnPer)):
+        accepted = {"circuit_nodes": CircuitNodes, "unused_nodes": UnusedNodes, "drawn_per": DrawnPer, "swaps": Swaps}
+        for name, kinds in accepted.items():
             check_choice(name, getattr(self, name), get_args(kinds))
+        if self.swaps == "edges" and (self.circuit_nodes, self.unused_nodes, self.drawn_per, self.embedding) != (
+            "one",
+            "subset",
+            "example",
+            False,
+        ):
+            raise UserError(
+                'swaps is "edges", which are drawn per example, one circuit node or subsets, without the embedding; '
+                'leave circuit_nodes "one", unused_nodes "subset", embedding off, and set drawn_per to "example"'
+            )
 
 
 def swappable(circuit: Circuit, embedding: bool) -> Bool[np.ndarray, " node"]:
@@ -124,6 +139,27 @@ def term_losses(
     case.check_fits(model.config, base, source)
     outputs, labels = interchange(model, case.circuit, base, source, masks, embedding=embedding, form=form)
     return _mean_over_own(case.loss.per_token(outputs, labels), case.token_mask(base)).mean(0)
+
+
+def edge_term_losses(
+    model: Transformer,
+    case: Case,
+    base: Int[Array, "batch seq"],
+    source: Int[Array, "batch seq"],
+    swaps: EdgeSwaps,
+    w_changed: Float[Array, ""],
+    *,
+    form: Form | None = None,
+) -> Float[Array, " term"]:
+    """The loss with nothing swapped, then under each swap.
+
+    Args:
+        w_changed: how much more a token weighs whose label a swap changed: few do.
+    """
+    outputs, labels = interchange_edges(model, case.circuit, base, source, swaps, form=form)
+    changed = ~case.loss.same(labels, jnp.broadcast_to(labels[:, :1], labels.shape))
+    losses = case.loss.per_token(outputs, labels)
+    return _mean_over_own(losses * jnp.where(changed, 1 + w_changed, 1.0), case.token_mask(base)).mean(0)
 
 
 def _mean_over_own(losses: Float[Array, "batch mask seq"], own: Bool[Array, "batch seq"]) -> Float[Array, "batch mask"]:

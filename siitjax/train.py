@@ -19,16 +19,22 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from siitjax.case import Case
 from siitjax.choice import check_choice
+from siitjax.edge_sampling import draw_swaps
 from siitjax.errors import UserError
 from siitjax.evaluate import evaluate
 from siitjax.forms import Form, fastest, mean_over_parts
 from siitjax.metrics import Metrics
-from siitjax.objective import BASE, IIT, SIIT, Sampling, batch_masks, term_losses
+from siitjax.objective import BASE, IIT, SIIT, Sampling, batch_masks, edge_term_losses, term_losses
 from siitjax.precision import MatmulPrecision, matmul_precision
 from siitjax.transformer import Transformer, init_transformer
 
 Updates = Literal["single", "three"]
 Scalar = float | int | Float[Array, ""]
+
+PROBABILITIES = (
+    *("p_circuit", "p_unused", "edges_from", "p_edge", "p_nodes", "p_edges"),
+    *("p_outside", "p_whole", "p_own", "p_positions"),
+)
 
 
 class Hyperparams(eqx.Module):
@@ -40,6 +46,16 @@ class Hyperparams(eqx.Module):
         clip: largest global norm of a gradient.
         w_base, w_iit, w_siit: weights of the three loss terms.
         p_circuit, p_unused: probability of a node in a random subset of the circuit's, of the unused nodes.
+
+    What follows is of `Sampling(swaps="edges")` alone:
+        edges_from: the share of the run in which single nodes are swapped, before every kind is.
+        p_edge, p_nodes, p_edges: probability that the IIT term swaps one edge of the circuit, a random subset of its
+            nodes, one of its edges; what is left to 1 is that of one node.
+        p_outside: probability that the IIT term swaps edges outside the circuit too.
+        p_whole: probability that all unused nodes, or all edges outside the circuit, are swapped, not a subset.
+        p_own: probability that each sender has a source run of its own.
+        p_positions: probability that senders are swapped at random positions.
+        w_changed: how much more a token weighs whose label the swap changed.
 
     Raises:
         UserError: a number is out of its range (traced values are not checked).
@@ -56,13 +72,22 @@ class Hyperparams(eqx.Module):
     w_siit: Scalar = 0.4
     p_circuit: Scalar = 0.5
     p_unused: Scalar = 0.5
+    edges_from: Scalar = 0.0
+    p_edge: Scalar = 0.35
+    p_nodes: Scalar = 0.15
+    p_edges: Scalar = 0.15
+    p_outside: Scalar = 0.5
+    p_whole: Scalar = 0.3
+    p_own: Scalar = 0.5
+    p_positions: Scalar = 0.25
+    w_changed: Scalar = 0.0
 
     def __post_init__(self):
         for names, accepts, words in (
             (("beta1", "beta2"), lambda x: 0 <= x < 1, "at least 0 and less than 1"),
-            (("p_circuit", "p_unused"), lambda x: 0 <= x <= 1, "from 0 to 1"),
+            (PROBABILITIES, lambda x: 0 <= x <= 1, "from 0 to 1"),
             (("lr_start", "eps", "clip"), lambda x: 0 < x < np.inf, "greater than 0, and finite"),
-            (("lr_end", "w_base", "w_iit", "w_siit"), lambda x: 0 <= x < np.inf, "at least 0, and finite"),
+            (("lr_end", "w_base", "w_iit", "w_siit", "w_changed"), lambda x: 0 <= x < np.inf, "at least 0, and finite"),
         ):
             for name in names:
                 value = getattr(self, name)
@@ -246,34 +271,50 @@ class Step(Protocol):
         base: Int[Array, "batch seq"],
         source: Int[Array, "batch seq"],
         key: PRNGKeyArray,
+        done: Float[Array, ""] | float = 1.0,
     ) -> tuple[tuple[Transformer, optax.OptState], Float[Array, "3"]]: ...
 
 
 def make_step(config: TrainConfig, form: Form | None = None) -> Step:
-    """The function that trains on one batch: it gives the learner after it, and the three terms before it."""
+    """The function that trains on one batch: it gives the learner after it, and the three terms before it.
+
+    `done` is the share of the run's batches that lie before this one.
+    """
     form = form or fastest()
     turns = ([BASE, IIT, SIIT],) if config.updates == "single" else ([IIT], [SIIT], [BASE])
     n_updates = len(turns) * config.steps_per_epoch * config.epochs
-    losses = partial(term_losses, embedding=config.sampling.embedding, form=form)
+    case, edges = config.case, config.sampling.swaps == "edges"
 
-    def step(hyper, learner, base, source, key):
-        masks = batch_masks(
-            config.case.circuit, config.sampling, hyper.p_circuit, hyper.p_unused, config.batch_size, key=key
-        )
+    def drawn(hyper, key, done):
+        """The swaps of a batch."""
+        if edges:
+            compound = jnp.asarray(done) >= hyper.edges_from
+            return draw_swaps(case.circuit, hyper, compound, config.batch_size, case.n_ctx, key=key)
+        return batch_masks(case.circuit, config.sampling, hyper.p_circuit, hyper.p_unused, config.batch_size, key=key)
+
+    def losses(hyper, model, base, source, swaps, terms):
+        if edges:
+            return edge_term_losses(model, case, base, source, swaps, hyper.w_changed, form=form)[terms]
+        masks = swaps[..., terms, :]
+        return term_losses(model, case, base, source, masks, embedding=config.sampling.embedding, form=form)
+
+    def step(hyper, learner, base, source, key, done=1.0):
+        swaps = drawn(hyper, key, done)
         weights = jnp.stack([hyper.w_base, hyper.w_iit, hyper.w_siit])
         model, opt_state = learner
         seen = jnp.zeros(3)
         for terms in turns:
             here = np.array(terms)
 
-            def loss(model, base, source, masks, here=here):
-                values = losses(model, config.case, base, source, masks[..., here, :])
+            def loss(model, base, source, swaps, here=here):
+                values = losses(hyper, model, base, source, swaps, here)
                 return weights[here] @ values, values
 
             def part(base, source, own, model=model, loss=loss):
-                return jax.grad(loss, has_aux=True)(model, base, source, masks if own is None else own)
+                mine = swaps if own is None else own.within(len(base)) if edges else own
+                return jax.grad(loss, has_aux=True)(model, base, source, mine)
 
-            own = masks if masks.ndim == 3 else None
+            own = swaps if edges or swaps.ndim == 3 else None
             gradients, values = mean_over_parts(part, form.part(len(base)), base, source, own)
             # optax raises a float beta to its integer count, which strict promotion forbids.
             with jax.numpy_dtype_promotion("standard"):
@@ -312,7 +353,8 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
         def body(learner, now):
             base, source, count = now
             key = draw_key(state.root, Purpose.MASKS, count)
-            return step(hyper, learner, data.train[base], data.train[source], key)
+            done = (count / (steps * config.epochs)).astype(jnp.float32)
+            return step(hyper, learner, data.train[base], data.train[source], key, done)
 
         (model, opt_state), losses = jax.lax.scan(body, (state.model, state.opt_state), (bases, sources, counts))
         metrics = evaluated(model, samples=data.validation, key=draw_key(state.root, Purpose.VALIDATION, state.epoch))

@@ -1,7 +1,8 @@
 """The low-level model: a decoder-only transformer, numerically TransformerLens' HookedTransformer.
 
 `model(tokens, swap)` is pure and unbatched. It returns its logits and its activations at the named sites; given
-a swap, each masked node takes the source run's value, by a `where` at its site. The path of a weight in the
+a swap of nodes, each masked node takes the source run's value, by a `where` at its site; given one of edges, each
+reader sees the residual stream with what its masked senders wrote in the source run. The path of a weight in the
 PyTree is its TransformerLens key ("blocks.0.attn.W_Q"), so exporting weights is flattening a tree.
 """
 
@@ -18,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from siitjax.attention import plain_attention
 from siitjax.choice import check_choice
 from siitjax.errors import UserError
-from siitjax.fit import check_mask, check_source, check_tokens
+from siitjax.fit import check_mask, check_positions, check_source, check_tokens
 from siitjax.nodes import NodeList
 from siitjax.precision import matmul_precision
 
@@ -95,7 +96,9 @@ class Activations(eqx.Module):
     stream: Float[Array, "layer seq d_model"] | None = None
 
 
-Swap = tuple[Bool[Array, " node"], Activations]
+Mask = Bool[Array, " node"] | Bool[Array, "reader sender"] | Bool[Array, "reader sender seq"]
+Swap = tuple[Mask, Activations]
+"""Which nodes are swapped, which edges, or which edges at which of the sender's positions; and the source run."""
 Resume = tuple[int, Float[Array, "seq d_model"]]
 """The block to go on from, and the residual stream before it."""
 
@@ -132,10 +135,10 @@ class Attention(eqx.Module):
     b_V: Float[Array, "head d_head"]
     b_O: Float[Array, " d_model"]
 
-    def z(self, x: Float[Array, "seq d_model"]) -> Float[Array, "seq head d_head"]:
-        """What each head read, before W_O: the site `hook_z`."""
+    def z(self, x: Float[Array, "seq d_model"] | Float[Array, "head seq d_model"]) -> Float[Array, "seq head d_head"]:
+        """What each head read, before W_O: the site `hook_z`. Heads may see the stream alike, or each its own."""
         q, k, v = (
-            jnp.einsum("sm,hmd->shd", x, w) + b[None]
+            jnp.einsum("sm,hmd->shd" if x.ndim == 2 else "hsm,hmd->shd", x, w) + b[None]
             for w, b in ((self.W_Q, self.b_Q), (self.W_K, self.b_K), (self.W_V, self.b_V))
         )
         return plain_attention(q, k, v)
@@ -184,9 +187,12 @@ class Transformer(eqx.Module):
     ) -> tuple[Float[Array, "seq vocab_out"], Activations]:
         """Logits and activations; the masked nodes take the values of the swap's source activations.
 
-        The activations returned are those after the swap: what the rest of the transformer saw.
+        The activations returned are those after the swap: what the rest of the transformer saw; under a swap of
+        edges, a node's own, since each of its readers may see another.
 
         Args:
+            swap: a mask of nodes, of edges, or of edges at positions, with the source run's activations. What a
+                sender writes is data there: no gradient flows into it.
             resume: run from a block on, given the residual stream before it; the activations returned are of
                 those blocks alone.
 
@@ -195,6 +201,8 @@ class Transformer(eqx.Module):
         """
         self._check(tokens, swap)
         mask, source = (None, Activations(None, None, None)) if swap is None else swap
+        if mask is not None and mask.ndim > 1:
+            return self._by_reader(tokens, mask, source)
         sites = None if mask is None else self.config.nodes.sites(mask)
         first, x, embed = 0, None, None
         if resume is None:
@@ -230,13 +238,53 @@ class Transformer(eqx.Module):
             return
         mask, source = swap
         check_mask(mask, range(mask.ndim)[:2], len(c.nodes))
-        n = len(tokens)
+        check_positions(mask, n := len(tokens))
         needed = {"embed": (n,), "z": (c.n_layers, n, c.n_heads), "post": (c.n_layers, n)}
         check_source(vars(source), needed)
 
+    def writes(self, activations: Activations) -> Float[Array, "sender seq d_model"]:
+        """What each node added to the residual stream in a run, biases apart."""
+        assert activations.embed is not None and activations.z is not None
+        written = [activations.embed[None]]
+        for i, block in enumerate(self.blocks):
+            written.append(jnp.einsum("shd,hdm->hsm", activations.z[i], block.attn.W_O))
+            if block.mlp is not None and activations.post is not None:
+                written.append((activations.post[i] @ block.mlp.W_out)[None])
+        return jnp.concatenate(written)
 
-def _normalised(ln: LayerNorm | None, x: Float[Array, "seq d_model"]) -> Float[Array, "seq d_model"]:
-    return x if ln is None else jax.vmap(ln)(x)
+    def _by_reader(
+        self, tokens: Int[Array, " seq"], mask: Bool[Array, "reader sender *seq"], source: Activations
+    ) -> tuple[Float[Array, "seq vocab_out"], Activations]:
+        """A run in which each reader sees what its masked senders wrote in the source run (Wang et al. 2023)."""
+        there = jax.lax.stop_gradient(self.writes(source))
+        swapped = (mask if mask.ndim == 3 else mask[..., None]).astype(there.dtype)
+        x = self.embed.W_E[tokens]
+        own = x[None]
+        x = x + self.pos_embed.W_pos[: len(tokens)]
+
+        def seen(x, own, first, n):
+            """The stream as each of n readers sees it, from reader `first` on."""
+            here = swapped[first : first + n, : len(own)]
+            return x[None] + (here[..., None] * (there[: len(own)] - own)[None]).sum(1)
+
+        embed, zs, posts, streams, reader = own[0], [], [], [], 0
+        for i, block in enumerate(self.blocks):
+            streams.append(x)
+            z = block.attn.z(_normalised(block.ln1, seen(x, own, reader, self.config.n_heads)))
+            own = jnp.concatenate([own, jnp.einsum("shd,hdm->hsm", z, block.attn.W_O)])
+            x, reader = x + block.attn.out(z), reader + self.config.n_heads
+            zs.append(z)
+            if block.mlp is not None:
+                post = block.mlp.post(_normalised(block.ln2, seen(x, own, reader, 1)[0]))
+                own = jnp.concatenate([own, (post @ block.mlp.W_out)[None]])
+                x, reader = x + block.mlp.out(post), reader + 1
+                posts.append(post)
+        logits = _normalised(self.ln_final, seen(x, own, reader, 1)[0]) @ self.unembed.W_U + self.unembed.b_U[None]
+        return logits, Activations(embed, jnp.stack(zs), jnp.stack(posts) if posts else None, jnp.stack(streams))
+
+
+def _normalised(ln: LayerNorm | None, x: Float[Array, "*rest d_model"]) -> Float[Array, "*rest d_model"]:
+    return x if ln is None else jnp.vectorize(ln, signature="(m)->(m)")(x)
 
 
 def init_transformer(config: TransformerConfig, *, key: PRNGKeyArray) -> Transformer:

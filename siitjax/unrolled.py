@@ -80,7 +80,7 @@ def _over_keys(combine: Callable[[Array, Array], Array], block: Array) -> Array:
     return reduce(combine, (block[:, :, j, None] for j in range(block.shape[2])))
 
 
-def _walled(stage: Callable[..., Any], *arrays: Any) -> Any:
+def walled(stage: Callable[..., Any], *arrays: Any) -> Any:
     """`stage(*arrays)`, which the CPU backend's fuser can neither look into nor merge with its neighbours.
 
     The fuser would compute a stage again inside each reader of it. An optimization barrier would say so, but this
@@ -110,12 +110,12 @@ def _merging(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _pattern(q: Heads, k: Heads) -> Pattern:
     softmax = partial(_softmax, seq=q.shape[2], scale=q.shape[1] ** -0.5)
-    return _walled(softmax, _walled(_scores, q, k))
+    return walled(softmax, walled(_scores, q, k))
 
 
 @_merging
 def _forward(q: Heads, k: Heads, v: Heads) -> Heads:
-    return _walled(_mix, _pattern(q, k), v)
+    return walled(_mix, _pattern(q, k), v)
 
 
 @_merging
@@ -123,8 +123,8 @@ def _backward(q: Heads, k: Heads, v: Heads, dz: Heads) -> tuple[Heads, Heads, He
     # The pattern is computed again: that costs less than to keep it.
     p = _pattern(q, k)
     softmax_backward = partial(_softmax_backward, scale=q.shape[1] ** -0.5)
-    ds = _walled(softmax_backward, p, _walled(_scores, dz, v))
-    return _walled(_mix, ds, k), _walled(_mix_transposed, ds, q), _walled(_mix_transposed, p, dz)
+    ds = walled(softmax_backward, p, walled(_scores, dz, v))
+    return walled(_mix, ds, k), walled(_mix_transposed, ds, q), walled(_mix_transposed, p, dz)
 
 
 @jax.custom_vjp

@@ -1,0 +1,58 @@
+"""Swaps of edges over a batch: one object says what each reader sees, and drives both models.
+
+For every reader and sender it says whether the reader sees the sender's value of a source run, at which of the
+sender's positions, and of which source run. A swap of nodes is the case in which all readers of a sender see it.
+"""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Shaped
+
+
+class EdgeSwaps(eqx.Module):
+    """Several swaps of each example of a batch.
+
+    Attributes:
+        edges: whether the reader sees the sender's source value.
+        positions: at which positions of the sender; None for all.
+        sources: of which example of the batch each sender's source run is; None for the example's own.
+    """
+
+    edges: Bool[Array | np.ndarray, "batch mask reader sender"]
+    positions: Bool[Array | np.ndarray, "batch mask sender seq"] | None = None
+    sources: Int[Array, "batch mask sender"] | None = None
+
+    @staticmethod
+    def of_all(masks: Bool[np.ndarray, "mask reader sender"], batch: int) -> "EdgeSwaps":
+        """The same masks for every example, each with its own source."""
+        return EdgeSwaps(jnp.broadcast_to(masks, (batch, *masks.shape)))
+
+    def at_positions(self) -> Bool[Array | np.ndarray, "batch mask reader sender *seq"]:
+        """Whether the reader sees the source's value, at each position where positions matter."""
+        if self.positions is None:
+            return self.edges
+        return self.edges[..., None] & self.positions[:, :, None]
+
+    def within(self, size: int) -> "EdgeSwaps":
+        """The swaps of a batch of which parts, `size` long, are taken one by one: sources are counted in the part."""
+        return self if self.sources is None else eqx.tree_at(lambda s: s.sources, self, self.sources % size)
+
+
+def stacked(swaps: Sequence[EdgeSwaps]) -> EdgeSwaps:
+    """The masks of several swaps of the same batch, one after another."""
+    join = lambda *parts: jnp.concatenate(parts, 1)
+    return EdgeSwaps(
+        join(*(s.edges for s in swaps)),
+        None if swaps[0].positions is None else join(*(s.positions for s in swaps)),
+        None if swaps[0].sources is None else join(*(s.sources for s in swaps)),
+    )
+
+
+def of_source(
+    values: Shaped[Array, "batch ..."], sources: Int[Array, "batch mask"] | None
+) -> Shaped[Array, "batch mask ..."]:
+    """What a sender holds in the source run of each example and mask; the mask axis is 1 long where all are alike."""
+    return values[:, None] if sources is None else values[sources]

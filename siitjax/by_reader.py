@@ -76,7 +76,6 @@ def _centre(d_model: int, layer_norm: bool) -> Float[Array, "d_model d_model"]:
 def _written_there(model: Transformer, source: Columnar, swaps: EdgeSwaps, centre: Array) -> Everything:
     """What each sender wrote in the source run of each n: data, through which no gradient flows."""
     assert source.embed is not None
-    batch, masks = swaps.edges.shape[:2]
     written = [jnp.tensordot(centre, source.embed, 1)[None]]
     for block, z, post in zip(model.blocks, source.z, source.post, strict=True):
         written.append(jnp.einsum("hdm,hdsob->hmsob", block.attn.W_O @ centre, z))
@@ -84,10 +83,10 @@ def _written_there(model: Transformer, source: Columnar, swaps: EdgeSwaps, centr
             written.append(_product(block.mlp.W_out @ centre, post)[None])
     there = jax.lax.stop_gradient(jnp.concatenate(written)[..., 0, :])
     if swaps.sources is None:
-        return jnp.tile(there, masks)
+        return jnp.tile(there, swaps.edges.shape[1])
     # A product with ones and zeros: a gather is slower here.
-    chosen = jax.nn.one_hot(swaps.sources, batch, axis=-1)  # (batch, mask, sender, source)
-    chosen = chosen.transpose(2, 3, 1, 0).reshape(len(there), batch, masks * batch)
+    chosen = jax.nn.one_hot(swaps.sources, there.shape[-1], axis=-1)  # (batch, mask, sender, source)
+    chosen = chosen.transpose(2, 3, 1, 0).reshape(len(there), there.shape[-1], -1)
     return jnp.einsum("amsb,abn->amsn", there, chosen)
 
 

@@ -98,7 +98,7 @@ def interchange_edges(
     model: Transformer,
     circuit: Circuit,
     base: Int[Array, "batch seq"],
-    source: Int[Array, "batch seq"],
+    source: Int[Array, "source seq"],
     swaps: EdgeSwaps,
     *,
     form: Form | None = None,
@@ -119,7 +119,7 @@ def interchange_edges(
 
 
 def edge_labels(
-    circuit: Circuit, base: Int[Array, "batch seq"], source: Int[Array, "batch seq"], swaps: EdgeSwaps
+    circuit: Circuit, base: Int[Array, "batch seq"], source: Int[Array, "source seq"], swaps: EdgeSwaps
 ) -> Shaped[Array, "batch mask seq *label"]:
     """The circuit's labels under swaps of edges."""
     _, values = jax.vmap(circuit)(source)

@@ -178,7 +178,7 @@ class NodeList:
         """The mask that is true at `edges` alone.
 
         Raises:
-            ValueError: the transformer has no such edge; the message names the nearest.
+            UserError: the transformer has no such edge; the message names the nearest.
         """
         mask = np.zeros((len(self), len(self)), bool)
         for edge in edges:

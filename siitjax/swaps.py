@@ -18,7 +18,8 @@ class EdgeSwaps(eqx.Module):
     Attributes:
         edges: whether the reader sees the sender's source value.
         positions: at which positions of the sender; None for all.
-        sources: of which example of the batch each sender's source run is; None for the example's own.
+        sources: which source run each sender's value is of, counted over the batch of sources; None for the run with
+            the example's own number.
     """
 
     edges: Bool[Array | np.ndarray, "batch mask reader sender"]

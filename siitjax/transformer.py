@@ -244,7 +244,8 @@ class Transformer(eqx.Module):
 
     def writes(self, activations: Activations) -> Float[Array, "sender seq d_model"]:
         """What each node added to the residual stream in a run, biases apart."""
-        assert activations.embed is not None and activations.z is not None
+        assert activations.embed is not None
+        assert activations.z is not None
         written = [activations.embed[None]]
         for i, block in enumerate(self.blocks):
             written.append(jnp.einsum("shd,hdm->hsm", activations.z[i], block.attn.W_O))
@@ -268,7 +269,7 @@ class Transformer(eqx.Module):
             return x[None] + (here[..., None] * (there[: len(own)] - own)[None]).sum(1)
 
         embed, zs, posts, streams, reader = own[0], [], [], [], 0
-        for i, block in enumerate(self.blocks):
+        for block in self.blocks:
             streams.append(x)
             z = block.attn.z(_normalised(block.ln1, seen(x, own, reader, self.config.n_heads)))
             own = jnp.concatenate([own, jnp.einsum("shd,hdm->hsm", z, block.attn.W_O)])

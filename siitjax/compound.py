@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from itertools import combinations
+from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from siitjax.case import Case
-from siitjax.evaluate import summed_over_chunks
-from siitjax.forms import Form, fastest
+from siitjax.forms import Form, fastest, summed_over_chunks
 from siitjax.interchange import interchange_edges
-from siitjax.metrics import Tally
+from siitjax.metrics import EdgeMetrics, Tally
 from siitjax.nodes import edge_name
 from siitjax.swaps import EdgeSwaps
 from siitjax.transformer import Transformer
@@ -29,7 +28,7 @@ AT_ONCE = 40
 TOGETHER = 4
 """Masks evaluated together: bounds the memory, not the result."""
 LEAST, LEAST_CHANGED = Fraction("0.999"), Fraction("0.995")
-"""Shares of all tokens, and of those whose label a swap changed, with which a swap holds; fixed before the first run."""
+"""Shares of all tokens, and of those whose label it changed, with which a swap holds; fixed before the first run."""
 
 PAIR, OWN, BASE = range(3)
 """Where a sender's source value comes from: the pair's source, a source of its own, the base run itself."""
@@ -60,18 +59,6 @@ class Kind:
     positions: bool = False
 
 
-class EdgeMetrics(eqx.Module):
-    """What was right under each swap of each kind, in the order of `kinds`; those of the same case may be added up.
-
-    Attributes:
-        tokens: of all tokens.
-        changed: of the tokens whose label the swap changed.
-    """
-
-    tokens: Tally
-    changed: Tally
-
-
 @dataclass(frozen=True)
 class Row:
     """What one kind comes to.
@@ -94,6 +81,10 @@ class Row:
     worst_changed_swap: str
     holds: bool
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON has it: shares in float64, null where there is none."""
+        return {k: float(v) if isinstance(v, Fraction) else v for k, v in vars(self).items()}
+
 
 @cache
 def kinds(case: Case) -> tuple[Kind, ...]:
@@ -104,7 +95,9 @@ def kinds(case: Case) -> tuple[Kind, ...]:
     column = lambda *which: nodes.as_edges(nodes.mask(which))
     stack = lambda masks: np.stack(masks) if len(masks) else np.zeros((0, n, n), bool)
     from_ = lambda masks, where: np.full((len(masks), n), where)
-    unused, outside = nodes.as_edges(circuit.unused_mask), circuit.outside_mask
+    unused, inside, outside = nodes.as_edges(circuit.unused_mask), circuit.edge_mask, circuit.outside_mask
+    everything = inside | outside
+    alone = lambda edges: [nodes.edge_mask([edge]) for edge in edges]
     others = [edge for edge in nodes.edges_in(outside)]
 
     def fixed(words, names, masks, where=PAIR):
@@ -132,22 +125,12 @@ def kinds(case: Case) -> tuple[Kind, ...]:
             drawn("random nodes at random positions, own sources", all_nodes, OWN, positions=True),
             beside,
             fixed("all unused nodes", ("all",), [unused]),
-            fixed(
-                "one edge of the circuit", map(edge_name, circuit.edges), [nodes.edge_mask([e]) for e in circuit.edges]
-            ),
-            fixed("one edge outside", map(edge_name, others), [nodes.edge_mask([e]) for e in others]),
+            fixed("one edge of the circuit", map(edge_name, circuit.edges), alone(circuit.edges)),
+            fixed("one edge outside", map(edge_name, others), alone(others)),
             drawn("random edges outside", outside, by_edge=True),
             fixed("all edges outside", ("all",), [outside]),
-            drawn(
-                "random edges, all outside too, own sources", circuit.edge_mask, OWN, by_edge=True, fixed_too=outside
-            ),
-            drawn(
-                "random edges at random positions, own sources",
-                circuit.edge_mask | outside,
-                OWN,
-                by_edge=True,
-                positions=True,
-            ),
+            drawn("random edges, all outside too, own sources", inside, OWN, by_edge=True, fixed_too=outside),
+            drawn("random edges at random positions, own sources", everything, OWN, by_edge=True, positions=True),
         )
         if kind.masks.any()
     )
@@ -233,7 +216,7 @@ def _swaps(case: Case, use: tuple[Kind, ...], shape: tuple[int, ...], each: bool
     number = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
     edges, positions, sources = [], [], []
     for i, kind in enumerate(use):
-        which, at, where, other = jax.random.split(jax.random.fold_in(key, i), 4)
+        which, where, other = jax.random.split(jax.random.fold_in(key, i), 3)
         masks, origin = jnp.asarray(kind.masks), jnp.asarray(kind.sources, jnp.int32)
         if kind.p is not None:
             kept = jax.random.bernoulli(which, kind.p, (batch, 1, n if kind.by_edge else 1, n))

@@ -5,9 +5,7 @@ IIA on the labels that the swap changed, and over whole sequences. SIIA swaps on
 stand SIIA with all unused nodes, and with a random subset for each example, swapped together.
 """
 
-from collections.abc import Callable
 from itertools import groupby
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from siitjax.case import Case
-from siitjax.forms import Form, fastest
+from siitjax.forms import Form, fastest, summed_over_chunks
 from siitjax.interchange import interchange_by_depth
 from siitjax.metrics import Metrics, Tally
 from siitjax.objective import swappable
@@ -106,15 +104,6 @@ def _measured(case: Case, embedding: bool) -> tuple[Int[np.ndarray, " measured"]
     counted = swappable(case.circuit, embedding)
     measured = np.flatnonzero(counted | case.circuit.unused_mask)
     return measured, counted[measured]
-
-
-def summed_over_chunks(count: Callable[..., Any], size: int, *arrays: Array) -> Any:
-    """The sum of what `count` gives of all chunks of the samples, `size` long but for the last."""
-    n = len(arrays[0])
-    whole, rest = divmod(n, min(size, n))
-    chunks = [x[: n - rest].reshape(whole, -1, *x.shape[1:]) for x in arrays]
-    total = jax.tree.map(lambda x: x.sum(0), jax.lax.map(lambda chunk: count(*chunk), chunks))
-    return jax.tree.map(jnp.add, total, count(*(x[n - rest :] for x in arrays))) if rest else total
 
 
 if __name__ == "__main__":

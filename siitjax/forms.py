@@ -128,3 +128,12 @@ def mean_over_parts(function: Callable[..., Any], size: int, *arrays: Any) -> An
         return function(*arrays)
     parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), arrays)
     return jax.tree.map(lambda x: x.mean(0), jax.lax.map(lambda part: function(*part), parts))
+
+
+def summed_over_chunks(count: Callable[..., Any], size: int, *arrays: Array) -> Any:
+    """The sum of what `count` gives of all chunks of the samples, `size` long but for the last."""
+    n = len(arrays[0])
+    whole, rest = divmod(n, min(size, n))
+    chunks = [x[: n - rest].reshape(whole, -1, *x.shape[1:]) for x in arrays]
+    total = jax.tree.map(lambda x: x.sum(0), jax.lax.map(lambda chunk: count(*chunk), chunks))
+    return jax.tree.map(jnp.add, total, count(*(x[n - rest :] for x in arrays))) if rest else total

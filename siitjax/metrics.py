@@ -49,6 +49,18 @@ class Tally(eqx.Module):
         return jax.tree.map(lambda x: x[index], self)
 
 
+class EdgeMetrics(eqx.Module):
+    """What was right under swaps of every kind, in the order of `siitjax.compound.kinds`.
+
+    Attributes:
+        tokens: of all tokens.
+        changed: of the tokens whose label the swap changed.
+    """
+
+    tokens: Tally
+    changed: Tally
+
+
 class Metrics(eqx.Module):
     """Answers counted over a validation set; those of the same case may be added up, leaf by leaf.
 
@@ -60,6 +72,7 @@ class Metrics(eqx.Module):
         unused: tokens answered right, the label being the base's, when an unused node is swapped, one at a time.
         joint: the same, all unused nodes swapped together.
         subset: the same, a random subset of them swapped together, each with probability 1/2, drawn for each sample.
+        edges: what was right under swaps of every kind; None where that was not measured.
     """
 
     base: Tally
@@ -69,12 +82,16 @@ class Metrics(eqx.Module):
     unused: Tally
     joint: Tally
     subset: Tally
+    edges: EdgeMetrics | None = None
 
     @property
     def perfect(self) -> Bool[Array, "*epoch"] | Bool[np.ndarray, "*epoch"] | np.bool_:
-        """Whether accuracy, IIA and SIIA count no token wrong: a comparison of whole numbers, for compiled code."""
+        """Whether accuracy, IIA and SIIA, and edges, count no token wrong: of whole numbers, for compiled code."""
         base, node, unused = (x.right == x.of for x in (self.base, self.node, self.unused))
-        return base & node.all(-1) & unused.all(-1)
+        all_right = base & node.all(-1) & unused.all(-1)
+        return (
+            all_right if self.edges is None else all_right & (self.edges.tokens.right == self.edges.tokens.of).all(-1)
+        )
 
     def at(self, index: Any) -> "Metrics":
         """Those of one epoch, where every count has an axis for them; or of one lane's epoch, where it has two."""
@@ -125,7 +142,7 @@ class Shares:
     def to_json(self) -> dict[str, Any]:
         """As JSON has them: the shares in float64, null where there is none, and beside them the exact counts."""
         listed = {name: getattr(self, name) for name in NAMES}
-        counts = None if self.counts is None else _map(lambda tally: _map(_listed, tally), self.counts)
+        counts = None if self.counts is None else _nested(self.counts)
         return {**{name: _number(value) for name, value in listed.items()}, "counts": counts}
 
 
@@ -165,9 +182,11 @@ def read_shares(found: Mapping[str, Any]) -> Shares:
         KeyError: one is missing.
     """
     if found.get("counts") is not None:
-        tallies = {f.name: found["counts"][f.name] for f in fields(Metrics)}
-        array = lambda x: np.array(x, np.int64)
-        return shares(Metrics(**{name: Tally(array(t["right"]), array(t["of"])) for name, t in tallies.items()}))
+        counts = dict(found["counts"])
+        edges = counts.pop("edges", None)
+        tallies = {f.name: _tally(counts[f.name]) for f in fields(Metrics) if f.name != "edges"}
+        read = None if edges is None else EdgeMetrics(_tally(edges["tokens"]), _tally(edges["changed"]))
+        return shares(Metrics(**tallies, edges=read))
     one = lambda x: None if x is None else exact(np.float32(x))
     read = {name: found[name] for name in NAMES}
     old: dict[str, Any] = {name: tuple(map(one, x)) if isinstance(x, list) else one(x) for name, x in read.items()}
@@ -205,9 +224,12 @@ def _number(value: Any) -> Any:
     return float(value) if isinstance(value, Fraction) else value
 
 
-def _listed(counted: Counted) -> Any:
+def _tally(found: Mapping[str, Any]) -> Tally:
+    return Tally(np.array(found["right"], np.int64), np.array(found["of"], np.int64))
+
+
+def _nested(counted: Any) -> Any:
+    """Counts as JSON has them, by name."""
+    if isinstance(counted, eqx.Module):
+        return {name: _nested(value) for name, value in vars(counted).items() if value is not None}
     return np.asarray(counted).tolist()
-
-
-def _map(function: Any, module: eqx.Module) -> dict[str, Any]:
-    return {name: function(value) for name, value in vars(module).items()}

@@ -27,6 +27,7 @@ from typing import Any
 import jax
 from safetensors import SafetensorError, safe_open
 
+from siitjax.compound import rows
 from siitjax.errors import UserError, one_line
 from siitjax.export import save_weights
 from siitjax.files import Holder, hold, write_atomically
@@ -274,9 +275,18 @@ def _row(index: int, member: Member, outcome: Outcome) -> Row:
         "epochs": outcome.epochs,
         "seconds": round(outcome.seconds, 3),
         **shares(outcome.metrics).to_json(),
+        **_under_edges(member, outcome),
         "circuit_nodes": [*embed, *map(str, circuit.nodes.named(circuit.circuit_mask))],
         "unused_nodes": [*map(str, circuit.nodes.named(circuit.unused_mask))],
     }
+
+
+def _under_edges(member: Member, outcome: Outcome) -> Row:
+    """What each kind of swap of edges comes to, where that was measured."""
+    if outcome.metrics.edges is None:
+        return {}
+    found = rows(member.config.case, outcome.metrics.edges)
+    return {"holds": all(row.holds for row in found), "edges": [row.to_json() for row in found]}
 
 
 def _curves(outcome: Outcome) -> str:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from siitjax.case import Case
 from siitjax.choice import check_choice
+from siitjax.compound import count_edges
 from siitjax.edge_sampling import draw_swaps
 from siitjax.errors import UserError
 from siitjax.evaluate import evaluate
@@ -27,6 +28,11 @@ from siitjax.metrics import Metrics
 from siitjax.objective import BASE, IIT, SIIT, Sampling, batch_masks, edge_term_losses, term_losses
 from siitjax.precision import MatmulPrecision, matmul_precision
 from siitjax.transformer import Transformer, init_transformer
+
+EDGE_SHARE = 4
+"""Of the validation set, one in so many pairs is measured under swaps of edges after each epoch."""
+EDGE_PAIRS = 1_000
+"""Pairs on which every swap of edges is measured at the end."""
 
 Updates = Literal["single", "three"]
 Scalar = float | int | Float[Array, ""]
@@ -331,8 +337,14 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
     case, steps, batch = config.case, config.steps_per_epoch, config.batch_size
     step = make_step(config, form)
 
-    def evaluated(model, samples, key):
-        return evaluate(model, case, samples, key=key, embedding=config.sampling.embedding, form=form)
+    def evaluated(model, samples, key, each=False):
+        metrics = evaluate(model, case, samples, key=key, embedding=config.sampling.embedding, form=form)
+        if config.sampling.swaps == "nodes":
+            return metrics
+        pairs = samples[: EDGE_PAIRS if each else max(len(samples) // EDGE_SHARE, 1)]
+        order_key, edge_key = jax.random.split(jax.random.fold_in(key, 1))
+        sources = pairs[jax.random.permutation(order_key, len(pairs))]
+        return replace(metrics, edges=count_edges(model, case, pairs, sources, key=edge_key, each=each, form=form))
 
     def init(hyper, root):
         model = init_transformer(case.config, key=draw_key(root, Purpose.INIT))
@@ -361,7 +373,9 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
         finite = jnp.isfinite(losses).all() & _all_finite(model)
         epoch = state.epoch + 1
         stop = jnp.where(epoch == config.epochs, int(Stop.EXHAUSTED), int(Stop.RUNNING))
-        stop = jnp.where(metrics.perfect, int(Stop.CONVERGED), stop)
+        # Swaps of edges are sampled: that none went wrong is no reason to stop before the last epoch.
+        may_stop = (epoch == config.epochs) | (config.sampling.swaps == "nodes")
+        stop = jnp.where(metrics.perfect & may_stop, int(Stop.CONVERGED), stop)
         after = State(
             model,
             opt_state,
@@ -383,7 +397,7 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
         )
 
     def measure(data, state):
-        return evaluated(state.model, samples=data.validation, key=draw_key(state.root, Purpose.FINAL))
+        return evaluated(state.model, samples=data.validation, key=draw_key(state.root, Purpose.FINAL), each=True)
 
     precise = matmul_precision(config.matmul_precision)
     return Train(precise(init), precise(advance), precise(measure), precise(step))

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from siitjax.case import BOS, Case
+from siitjax.case import Case
 from siitjax.circuit import Variable
 from siitjax.data import Arrangements
 from siitjax.nodes import head, mlp
@@ -20,9 +20,9 @@ def left_greater(counts):
     return counts[:, 0] > counts[:, 1]
 
 
-def answer(tokens, left_greater):
-    """1 or 0; class 2 at BOS, where there is nothing to compare."""
-    return jnp.where(tokens == BOS, 2, left_greater.astype(jnp.int32))
+def answer(left_greater):
+    """1 or 0; class 2 at the first position, BOS's, where there is nothing to compare."""
+    return jnp.where(jnp.arange(len(left_greater)) == 0, 2, left_greater.astype(jnp.int32))
 
 
 CASE = Case(
@@ -31,7 +31,7 @@ CASE = Case(
     variables=(
         Variable("counts", ("tokens",), counts, head(0, 1)),
         Variable("left_greater", ("counts",), left_greater, mlp(0)),
-        Variable("answer", ("tokens", "left_greater"), answer),
+        Variable("answer", ("left_greater",), answer),
     ),
     strata=lambda length: tuple(Arrangements(LEFT, RIGHT, lefts) for lefts in range(length + 1)),
     n_layers=1,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siitjax.case import BOS, Case
+from siitjax.case import Case
 from siitjax.circuit import Variable
 from siitjax.data import Those, Uniform
 from siitjax.nodes import head, mlp
@@ -33,9 +33,9 @@ def horizon(checks):
     return jax.lax.cummin(checks[:, 1].astype(jnp.int32)).astype(bool)
 
 
-def balanced(tokens, checks, horizon):
-    """1 or 0; class 2 at BOS, where there is nothing to check."""
-    return jnp.where(tokens == BOS, 2, (checks[:, 0] & horizon).astype(jnp.int32))
+def balanced(checks, horizon):
+    """1 or 0; class 2 at the first position, BOS's, where there is nothing to check."""
+    return jnp.where(jnp.arange(len(horizon)) == 0, 2, (checks[:, 0] & horizon).astype(jnp.int32))
 
 
 def kind(is_level: bool, stays_up: bool):
@@ -56,7 +56,7 @@ CASE = Case(
         Variable("elevation", ("counts",), elevation, mlp(0)),
         Variable("checks", ("elevation",), checks, mlp(1)),
         Variable("horizon", ("checks",), horizon, head(2, 3)),
-        Variable("balanced", ("tokens", "checks", "horizon"), balanced, mlp(2)),
+        Variable("balanced", ("checks", "horizon"), balanced, mlp(2)),
     ),
     strata=(kind(True, True), kind(False, True), kind(True, False), kind(False, False)),
     n_layers=3,

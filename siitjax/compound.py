@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from siitjax.case import Case
 from siitjax.forms import Form, fastest, summed_over_chunks
-from siitjax.interchange import interchange_edges
+from siitjax.interchange import edge_labels
 from siitjax.metrics import EdgeMetrics, Tally
 from siitjax.nodes import edge_name
 from siitjax.swaps import EdgeSwaps
@@ -193,12 +193,14 @@ def count_edges(
             lambda x: jnp.moveaxis(x.reshape(len(base), groups, TOGETHER, *x.shape[2:]), 1, 0), padded
         )
         sources = jnp.concatenate([source, base])
+        _, there = form.run(model, sources)
         own = case.token_mask(base)[:, None]
+        unswapped = jax.vmap(lambda tokens: circuit(tokens)[0])(base)[:, None]
 
         def group(swaps):
-            outputs, labels = interchange_edges(model, circuit, base, sources, swaps, form=form)
-            right = (case.loss.correct(outputs, labels) & own)[:, 1:]
-            changed = (~case.loss.same(labels, jnp.broadcast_to(labels[:, :1], labels.shape)) & own)[:, 1:]
+            labels = edge_labels(circuit, base, sources, swaps)
+            right = case.loss.correct(form.run_edges(model, base, swaps, there), labels) & own
+            changed = ~case.loss.same(labels, jnp.broadcast_to(unswapped, labels.shape)) & own
             whole = jnp.broadcast_to(own, right.shape)
             return jax.tree.map(lambda x: x.sum((0, 2)), (right, whole, right & changed, changed))
 

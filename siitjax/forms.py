@@ -97,8 +97,9 @@ def edges_as_written(
         there = own if sources is None else _taken(source, nodes.sites(sources))
         return model(tokens, (mask, there))[0]
 
-    over_masks = jax.vmap(run, (None, 0, None, None if swaps.sources is None else 0))
-    return jax.vmap(over_masks)(tokens, swaps.at_positions(), source, swaps.sources)
+    own = source if swaps.sources is None else None
+    over_masks = jax.vmap(run, (None, 0, None, 0))
+    return jax.vmap(over_masks)(tokens, swaps.at_positions(), own, swaps.sources)
 
 
 def _taken(activations: Activations, sources: Sites) -> Activations:

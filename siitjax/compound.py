@@ -4,6 +4,7 @@ A kind is a row of the table: swaps of two nodes, of one edge, of random nodes w
 outside the circuit, and so on. Each is counted twice: over all tokens, and over those whose label the swap changed.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -14,12 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
+from rich import box
+from rich.table import Table
 
 from siitjax.case import Case
 from siitjax.forms import Form, fastest, summed_over_chunks
 from siitjax.interchange import edge_labels
 from siitjax.metrics import EdgeMetrics, Tally
 from siitjax.nodes import edge_name
+from siitjax.share import percent
 from siitjax.swaps import EdgeSwaps
 from siitjax.transformer import Transformer
 
@@ -29,6 +33,10 @@ TOGETHER = 4
 """Masks evaluated together: bounds the memory, not the result."""
 LEAST, LEAST_CHANGED = Fraction("0.999"), Fraction("0.995")
 """Shares of all tokens, and of those whose label it changed, with which a swap holds; fixed before the first run."""
+
+ONE_NODE, ONE_EDGE, ALL_UNUSED = "one node", "one edge of the circuit", "all unused nodes"
+AT_NODES = (ONE_NODE, ALL_UNUSED)
+"""The kinds that a model which holds at nodes holds under."""
 
 PAIR, OWN, BASE = range(3)
 """Where a sender's source value comes from: the pair's source, a source of its own, the base run itself."""
@@ -107,7 +115,7 @@ def kinds(case: Case) -> tuple[Kind, ...]:
         return Kind(words, ("drawn",), mask[None], from_([mask], where), p, **how)
 
     pairs = [*combinations(held, 2)]
-    one = fixed("one node", map(str, held), [column(node) for node in held])
+    one = fixed(ONE_NODE, map(str, held), [column(node) for node in held])
     beside = Kind(
         "one node, unused ones held at the base's",
         one.names,
@@ -124,8 +132,8 @@ def kinds(case: Case) -> tuple[Kind, ...]:
             fixed("all nodes but the last, own sources", ("all",), [column(*held[:-1])], OWN),
             drawn("random nodes at random positions, own sources", all_nodes, OWN, positions=True),
             beside,
-            fixed("all unused nodes", ("all",), [unused]),
-            fixed("one edge of the circuit", map(edge_name, circuit.edges), alone(circuit.edges)),
+            fixed(ALL_UNUSED, ("all",), [unused]),
+            fixed(ONE_EDGE, map(edge_name, circuit.edges), alone(circuit.edges)),
             fixed("one edge outside", map(edge_name, others), alone(others)),
             drawn("random edges outside", outside, by_edge=True),
             fixed("all edges outside", ("all",), [outside]),
@@ -237,3 +245,45 @@ def _swaps(case: Case, use: tuple[Kind, ...], shape: tuple[int, ...], each: bool
         sources.append(jnp.where(origin == OWN, own, jnp.where(origin == BASE, number + batch, number)))
     join = lambda parts: jnp.concatenate(parts, 1)
     return EdgeSwaps(join(edges), join(positions), join(sources))
+
+
+def holding(case: Case, metrics: EdgeMetrics) -> str:
+    """Whether a model holds its circuit, in words."""
+    found = rows(case, metrics)
+    if all(row.holds for row in found):
+        return "holds its circuit under every kind of swap"
+    short = ", ".join(row.words for row in found if not row.holds)
+    at_nodes = all(row.holds for row in found if row.words in AT_NODES)
+    return f"holds at nodes, and not under {short}" if at_nodes else f"does not hold its circuit under {short}"
+
+
+def edge_tables(case: Case, metrics: EdgeMetrics) -> tuple[Table, Table]:
+    """A line for each kind of swap, and one for each edge of the circuit."""
+    table = Table(box=box.SIMPLE_HEAD, title="Swaps of every kind", title_justify="left")
+    for column in ("% of tokens (of those whose label changes)", "mean", "worst", "worst swap", "holds"):
+        table.add_column(column, justify="right" if column in ("mean", "worst") else "left")
+    for row in rows(case, metrics):
+        of = lambda share, changed: percent(share) + ("" if changed is None else f" ({percent(changed)})")
+        swap = row.worst_changed_swap or row.worst_swap
+        several = swap not in ("all", "drawn")
+        worst = of(row.worst, row.worst_changed) if several else ""
+        holds = "yes" if row.holds else "no"
+        table.add_row(row.words, of(row.mean, row.changed), worst, swap if several else "", holds)
+    edges = Table(box=box.SIMPLE_HEAD, title="Each edge of the circuit", title_justify="left")
+    for column in ("edge", "right under swap", "changed labels", "right of those"):
+        edges.add_column(column, justify="left" if column == "edge" else "right")
+    for name, tokens, changed in by_edge(case, metrics):
+        silent = "" if int(changed.of) else "silent"
+        share = changed.share if int(changed.of) else None
+        edges.add_row(name, percent(tokens.share), silent or f"{int(changed.of)}", percent(share))
+    return table, edges
+
+
+def by_edge(case: Case, metrics: EdgeMetrics) -> Iterator[tuple[str, Tally, Tally]]:
+    """Each edge of the circuit, with what was right when it alone was swapped: of all tokens, of changed ones."""
+    first = 0
+    for kind in kinds(case):
+        for i, name in enumerate(kind.names, start=first):
+            if kind.words == ONE_EDGE:
+                yield name, metrics.tokens.at(i), metrics.changed.at(i)
+        first += len(kind.names)

@@ -11,51 +11,61 @@ import jax.numpy as jnp
 import numpy as np
 
 from siitjax.case import Case
-from siitjax.circuit import TOKENS, Circuit
-from siitjax.nodes import EMBED, NodeList
+from siitjax.circuit import Circuit
+from siitjax.interchange import edge_labels
+from siitjax.nodes import NodeList
+from siitjax.swaps import EdgeSwaps
 
 LOGITS = "logits"
 SAMPLES = 5_000
 """Drawn to see which values each variable takes."""
+PAIRS = 2_000
+"""Drawn to see which labels a swap of an edge changes."""
 
 Edge = tuple[str, str]
 """The names of two nodes, the earlier one first."""
 
 
 def edges(circuit: Circuit) -> tuple[Edge, ...]:
-    """The circuit's edges, in the order of the nodes that they end in.
-
-    Variables that no node holds are looked through: who reads one reads what it was computed from.
-    """
-    holders = {TOKENS: {str(EMBED)}}
-    found: dict[str, set[str]] = {}
-    for variable in circuit.ordered:
-        read = set[str]().union(*(holders[name] for name in variable.reads))
-        if variable.node is None:
-            holders[variable.name] = read
-            continue
-        node = str(variable.node)
-        found.setdefault(node, set()).update(read - {node})
-        holders[variable.name] = {node}
-    found[LOGITS] = holders[circuit.variables[-1].name]
-    order = [*map(str, circuit.nodes), LOGITS]
-    ends = sorted(found, key=order.index)
-    return tuple((begin, end) for end in ends for begin in sorted(found[end], key=order.index))
+    """The circuit's edges by name, in the order of the nodes that they end in."""
+    return tuple((str(sender), str(reader)) for sender, reader in circuit.edges)
 
 
 def possible_edges(nodes: NodeList) -> tuple[Edge, ...]:
-    """Every edge that a transformer has: from each node to each that is deeper, and to the logits."""
-    later = lambda node: [*(str(other) for other in nodes if other.depth > node.depth), LOGITS]
-    return tuple((str(node), end) for node in nodes for end in later(node))
+    """Every edge that a transformer has, by name."""
+    return tuple((str(sender), str(reader)) for sender, reader in nodes.possible_edges)
+
+
+def edge_effects(case: Case) -> dict[Edge, float]:
+    """The share of labels that a swap of each edge of the circuit changes in the causal model, over random pairs.
+
+    An edge whose swap changes none is *silent*: no sample can reveal it, so it is no ground truth.
+    """
+    circuit = case.circuit
+    base, _ = case.draw(PAIRS, PAIRS // 4, np.random.default_rng(0))
+    source = jnp.asarray(np.roll(base, 1, 0))
+    masks = np.stack([circuit.nodes.edge_mask([edge]) for edge in circuit.edges])
+
+    @jax.jit
+    def changed(base, source):
+        labels = edge_labels(circuit, base, source, EdgeSwaps.of_all(masks, len(base)))
+        own = case.token_mask(base)[:, None]
+        clean = jax.vmap(lambda tokens: circuit(tokens)[0])(base)[:, None]
+        differs = ~case.loss.same(labels, jnp.broadcast_to(clean, labels.shape)) & own
+        return differs.sum((0, 2)), own.sum()
+
+    found, tokens = changed(jnp.asarray(base), source)
+    return {edge: int(n) / int(tokens) for edge, n in zip(edges(circuit), found, strict=True)}
 
 
 def ground_truth(case: Case) -> dict[str, Any]:
     """What circuit.json holds.
 
     A variable's values are those that it took, at any position, in 5,000 samples with nothing swapped. The tolerance
-    says how far a number may be off and still count as right, in the label's unit; None where labels are classes.
+    says how far a number may be off and still count as right, in the label's unit; None where labels are classes. The
+    edges are those whose swap changes a label, each with the share that it changes; silent ones stand apart.
     """
-    circuit = case.circuit
+    circuit, effects = case.circuit, edge_effects(case)
     tokens, _ = case.draw(SAMPLES, SAMPLES // 4, np.random.default_rng(0))
     _, taken = jax.jit(jax.vmap(circuit))(jnp.asarray(tokens))
     values = dict(zip((v.name for v in circuit.ordered), taken[1:], strict=True))
@@ -78,7 +88,9 @@ def ground_truth(case: Case) -> dict[str, Any]:
         "nodes": [str(node) for node in circuit.nodes],
         "hooks": [node.hook for node in circuit.nodes],
         "node_mask": circuit.circuit_mask.tolist(),
-        "edges": [list(edge) for edge in edges(circuit)],
+        "edges": [list(edge) for edge, effect in effects.items() if effect > 0],
+        "edge_effects": [effect for effect in effects.values() if effect > 0],
+        "silent_edges": [list(edge) for edge, effect in effects.items() if effect == 0],
         "possible_edges": [list(edge) for edge in possible_edges(circuit.nodes)],
     }
 

@@ -26,6 +26,8 @@ CASES: tuple[Case, ...]
 """Their cases; of all files that can be imported."""
 MODELS = tuple("+".join(names) for n in range(1, 5) for names in combinations("0123", n))
 """The shipped models: every subset of those four tasks, by number."""
+AT_NODES = "@nodes"
+"""What the name of a shipped model ends in that was trained under swaps of single nodes alone."""
 SHIPPED = Path(__file__).parent / "models"
 
 
@@ -115,6 +117,18 @@ def number(names: str) -> str:
     return "+".join(sorted(found)) if all(found) else ""
 
 
+def shipped(name: str) -> Path:
+    """The file of a shipped model, by numbers or names in any order; "1+2@nodes" is the one trained at nodes alone.
+
+    Raises:
+        UserError: none is called so; the message names the nearest.
+    """
+    tasks, at, kind = name.partition("@")
+    code = number(tasks) + at + kind
+    check_choice("the model", code, [*MODELS, *(model + AT_NODES for model in MODELS)])
+    return SHIPPED / f"{code}.safetensors"
+
+
 def load(name: str | Path) -> Trained:
     """A trained transformer, with its case and metrics.
 
@@ -131,17 +145,17 @@ def locate(name: str | Path) -> Path:
     """Where a trained transformer is.
 
     Args:
-        name: of a shipped model, by numbers or names in any order ("0+1", "left_greater+duplicate_remover"), also where
-            a file or folder is called so; or else the path of a member's file
+        name: of a shipped model, by numbers or names in any order ("0+1", "left_greater+duplicate_remover"), with
+            "@nodes" at its end for the one that was trained under swaps of single nodes alone; also where a file or
+            folder is called so; or else the path of a member's file
             ("results/table-all/members/0003.safetensors"), or of a folder with a model.safetensors. A `Path`, and a
             text with a slash ("./left_greater"), is always a path.
 
     Raises:
         UserError: it is no such name, and nothing is there.
     """
-    if isinstance(name, str) and (code := number(name)):
-        check_choice("the model", code, MODELS)
-        return SHIPPED / f"{code}.safetensors"
+    if isinstance(name, str) and number(name.partition("@")[0]):
+        return shipped(name)
     path = Path(name)
     if isinstance(name, str) and not (path.exists() or path.suffix or os.sep in name):
         check_choice("the model", name, (*MODELS, *TASKS))

@@ -239,9 +239,8 @@ class Circuit:
             node = EMBED if variable is None else variable.node
             key = name, node or reader
             if key not in own:
-                own[key] = (
-                    tokens if variable is None else variable.compute(*(value(read, key[1]) for read in variable.reads))
-                )
+                reads = () if variable is None else variable.reads
+                own[key] = tokens if variable is None else variable.value(*(value(read, key[1]) for read in reads))
             if node is None or node == reader or (held := source[i]) is None:
                 return own[key]
             swapped = mask[readers.index(reader), nodes.index(node)]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -21,6 +23,7 @@ from jaxtyping import Int
 from siitjax.checkpoint import CheckpointError, Checkpoints, Occupant, Spot, quiet
 from siitjax.cores import cores
 from siitjax.errors import UserError
+from siitjax.export import load_weights, state_dict, with_weights
 from siitjax.lanes import Batch, Program, with_keys, without_keys
 from siitjax.memory import ran_out, too_large
 from siitjax.metrics import Metrics, shares
@@ -41,6 +44,7 @@ class Member:
         setting: what its hyperparameters are called in tables and pictures; members that differ in nothing but
             their seed share it.
         seed: decides its data, its first weights and every draw.
+        start: the file of the weights that it begins with; None for drawn ones.
 
     Raises:
         UserError: the seed is one that JAX takes for another.
@@ -50,6 +54,7 @@ class Member:
     seed: int
     config: TrainConfig
     hyper: Hyperparams = field(default_factory=Hyperparams)
+    start: Path | None = None
 
     def __post_init__(self):
         # JAX takes a seed modulo 2^32: two of them would be one.
@@ -73,7 +78,18 @@ class Member:
                 "dtype": jnp.result_type(float).name,
             },
             "case": self.config.case.describe(),
+            **({} if self.start is None else {"start": sha256(self.start.read_bytes()).hexdigest()}),
         }
+
+    def first_weights(self, drawn: Transformer) -> Transformer:
+        """The weights that it begins with, given those that were drawn.
+
+        Raises:
+            UserError: the file is of a transformer of another shape.
+        """
+        if self.start is None:
+            return drawn
+        return with_weights(drawn, state_dict(load_weights(self.start)))
 
 
 @dataclass(frozen=True)
@@ -327,7 +343,8 @@ class _Bucket:
         member = self.engine.members[index]
         hyper = member.hyper.traced()
         if trained is None:
-            trained = self.restored(spots, self.program.init(hyper, jax.random.key(member.seed)))
+            new = self.program.init(hyper, jax.random.key(member.seed))
+            trained = self.restored(spots, replace(new, model=member.first_weights(new.model)))
         self.batch = self.program.fill(self.batch, jnp.int32(lane), hyper, data, trained.state)
         self.lanes[lane] = _Occupied(index, member, spots, trained.heard, time.perf_counter() - trained.seconds)
         self.engine.watcher.started(index, member, trained.heard)

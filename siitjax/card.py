@@ -5,6 +5,7 @@ from typing import Any
 
 from siitjax.case import Case
 from siitjax.circuit import Circuit
+from siitjax.compound import by_edge, holding, rows
 from siitjax.metrics import Shares
 from siitjax.share import percent
 from siitjax.truth import LOGITS, edges
@@ -149,7 +150,7 @@ def card(
         nodes=len(case.circuit.nodes),
         label=_label(case),
         answer="" if case.loss.label_shape(case.n_outputs) else ".argmax(-1)",
-        metrics="Nothing was measured." if metrics is None else _metrics(case.circuit, metrics),
+        metrics="Nothing was measured." if metrics is None else _metrics(case.circuit, metrics) + _edges(case, metrics),
         example=" ".join(example),
         string=" ".join(token for token in example if token != "BOS"),
         training=_training(member),
@@ -203,6 +204,30 @@ def _metrics(circuit: Circuit, metrics: Shares) -> str:
             ),
         ]
     )
+
+
+def _edges(case: Case, metrics: Shares) -> str:
+    """What is promised of swaps of edges."""
+    if metrics.counts is None or metrics.counts.edges is None:
+        return "\n\nOnly swaps of single nodes, and of unused ones, were measured. Nothing is promised of other swaps."
+    measured = metrics.counts.edges
+    lines = [
+        f"\n\nThis model {holding(case, measured)}. In % of tokens, in brackets of those whose label the swap changes:",
+        "",
+        "| swap | all of the kind | the worst of them |",
+        "|---|---|---|",
+    ]
+    of = lambda share, changed: percent(share) + ("" if changed is None else f" ({percent(changed)})")
+    lines += [
+        f"| {row.words} | {of(row.mean, row.changed)} | {of(row.worst, row.worst_changed)} |"
+        for row in rows(case, measured)
+    ]
+    lines += ["", "Of each edge of the circuit, swapped alone:", ""]
+    lines += ["| edge | labels that its swap changes | right | right of those |", "|---|---|---|---|"]
+    for name, tokens, changed in by_edge(case, measured):
+        share = percent(changed.share) if int(changed.of) else "-"
+        lines.append(f"| {name} | {int(changed.of):,} | {percent(tokens.share)} | {share} |")
+    return "\n".join(lines)
 
 
 def _training(member: Mapping[str, Any]) -> str:

@@ -52,10 +52,11 @@ def write_folder(out: Path, trained: Trained, metrics: Shares | None = None) -> 
     example = tuple(case.vocabulary[token] for token in np.trim_zeros(sample - PAD, "b") + PAD)
     about = {name: said for name, said in trained.about.items() if name not in ("config", "metrics")}
     member = about.get("member", {})
+    edges = None if metrics is None or metrics.counts is None else metrics.counts.edges
     n_weights = sum(weight.size for weight in state_dict(model).values())
     texts = {
         "config.json": _json(lens_config(model.config)),
-        "circuit.json": _json(ground_truth(case)),
+        "circuit.json": _json(ground_truth(case, edges)),
         "vocab.json": _json({token: i for i, token in enumerate(case.vocabulary)}),
         "metrics.json": _json({**measured, **about}),
         "README.md": card(case, metrics, member, n_weights, example),

@@ -4,6 +4,7 @@ An edge (a, b) says that what node b computes reads what node a holds; "embed" h
 the answer is read. Possible edges are all pairs in which b comes later on the residual stream than a.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,9 @@ import numpy as np
 
 from siitjax.case import Case
 from siitjax.circuit import Circuit
+from siitjax.compound import by_edge
 from siitjax.interchange import edge_labels
+from siitjax.metrics import EdgeMetrics
 from siitjax.nodes import NodeList
 from siitjax.swaps import EdgeSwaps
 
@@ -58,14 +61,18 @@ def edge_effects(case: Case) -> dict[Edge, float]:
     return {edge: int(n) / int(tokens) for edge, n in zip(edges(circuit), found, strict=True)}
 
 
-def ground_truth(case: Case) -> dict[str, Any]:
+def ground_truth(case: Case, measured: EdgeMetrics | None = None) -> dict[str, Any]:
     """What circuit.json holds.
+
+    Args:
+        measured: what a transformer gets right under swaps of edges; its accuracies are then told of each edge.
 
     A variable's values are those that it took, at any position, in 5,000 samples with nothing swapped. The tolerance
     says how far a number may be off and still count as right, in the label's unit; None where labels are classes. The
     edges are those whose swap changes a label, each with the share that it changes; silent ones stand apart.
     """
     circuit, effects = case.circuit, edge_effects(case)
+    true = [edge for edge, effect in effects.items() if effect > 0]
     tokens, _ = case.draw(SAMPLES, SAMPLES // 4, np.random.default_rng(0))
     _, taken = jax.jit(jax.vmap(circuit))(jnp.asarray(tokens))
     values = dict(zip((v.name for v in circuit.ordered), taken[1:], strict=True))
@@ -88,10 +95,22 @@ def ground_truth(case: Case) -> dict[str, Any]:
         "nodes": [str(node) for node in circuit.nodes],
         "hooks": [node.hook for node in circuit.nodes],
         "node_mask": circuit.circuit_mask.tolist(),
-        "edges": [list(edge) for edge, effect in effects.items() if effect > 0],
-        "edge_effects": [effect for effect in effects.values() if effect > 0],
+        "edges": [list(edge) for edge in true],
+        "edge_effects": [effects[edge] for edge in true],
+        **({} if measured is None else _accuracies(case, measured, true)),
         "silent_edges": [list(edge) for edge, effect in effects.items() if effect == 0],
         "possible_edges": [list(edge) for edge in possible_edges(circuit.nodes)],
+    }
+
+
+def _accuracies(case: Case, measured: EdgeMetrics, true: Sequence[Edge]) -> dict[str, Any]:
+    """The share of tokens that are right when each true edge is swapped alone, and of those whose label that changes."""
+    of = {name: (tokens, changed) for name, tokens, changed in by_edge(case, measured)}
+    found = [of["->".join(edge)] for edge in true]
+    share = lambda tally: float(tally.share) if int(tally.of) else None
+    return {
+        "edge_accuracy": [share(tokens) for tokens, _ in found],
+        "edge_accuracy_on_changed": [share(changed) for _, changed in found],
     }
 
 

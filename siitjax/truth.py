@@ -104,7 +104,7 @@ def ground_truth(case: Case, measured: EdgeMetrics | None = None) -> dict[str, A
 
 
 def _accuracies(case: Case, measured: EdgeMetrics, true: Sequence[Edge]) -> dict[str, Any]:
-    """The share of tokens that are right when each true edge is swapped alone, and of those whose label that changes."""
+    """The share of tokens that are right under a swap of each true edge, and of those whose label it changes."""
     of = {name: (tokens, changed) for name, tokens, changed in by_edge(case, measured)}
     found = [of["->".join(edge)] for edge in true]
     share = lambda tally: float(tally.share) if int(tally.of) else None

@@ -150,23 +150,28 @@ def rows(case: Case, metrics: EdgeMetrics) -> tuple[Row, ...]:
     for kind in kinds(case):
         here = slice(first, first := first + len(kind.names))
         tokens, changed = metrics.tokens.at(here), metrics.changed.at(here)
-        shares, some = tokens.shares, changed.shares
-        worst = min(range(len(shares)), key=lambda i: shares[i])
-        those = [i for i, share in enumerate(some) if share is not None]
-        worst_changed = min(those, key=lambda i: some[i], default=None)
+        worst, worst_swap = _least(tokens, kind)
+        worst_changed, worst_changed_swap = _least(changed, kind)
+        assert worst is not None
         found.append(
             Row(
                 kind.words,
                 tokens.share,
-                shares[worst],
-                kind.names[worst],
-                changed.share if those else None,
-                None if worst_changed is None else some[worst_changed],
-                "" if worst_changed is None else kind.names[worst_changed],
-                shares[worst] >= LEAST and (worst_changed is None or some[worst_changed] >= LEAST_CHANGED),
+                worst,
+                worst_swap,
+                None if worst_changed is None else changed.share,
+                worst_changed,
+                worst_changed_swap,
+                worst >= LEAST and (worst_changed is None or worst_changed >= LEAST_CHANGED),
             )
         )
     return tuple(found)
+
+
+def _least(tally: Tally, kind: Kind) -> tuple[Fraction | None, str]:
+    """The least share of a kind's swaps, and that swap's name; None where there was nothing to count."""
+    known = [(share, name) for share, name in zip(tally.shares, kind.names, strict=True) if share is not None]
+    return min(known, key=lambda found: found[0], default=(None, ""))
 
 
 def count_edges(

@@ -40,7 +40,7 @@ def check_mask(mask: Bool[Array | np.ndarray, "..."], axes: Sequence[int], n_nod
 def check_positions(mask: Bool[Array | np.ndarray, "..."], n_tokens: int) -> None:
     """Raises UserError where a mask of edges at positions has not a place for each token."""
     if mask.ndim == 3 and mask.shape[2] != n_tokens:
-        raise UserError(f"the mask swaps at {mask.shape[2]} positions, but the sample has {n_tokens}; give it one a token")
+        raise UserError(f"the mask has {mask.shape[2]} positions, but the sample {n_tokens} tokens; give it as many")
 
 
 def check_source(given: Mapping[str, Any], needed: Mapping[str, tuple[int, ...]]) -> None:

@@ -104,6 +104,8 @@ def edges_as_written(
 
 def _taken(activations: Activations, sources: Sites) -> Activations:
     """The activations in which each node's are of an example of its own; `activations` have a batch axis."""
+    assert activations.embed is not None
+    assert activations.z is not None
     n_layers, n_heads = sources.z.shape
     layers, heads = np.arange(n_layers), np.arange(n_heads)
     z = jnp.moveaxis(activations.z, 3, 2)[sources.z, layers[:, None], heads[None]]

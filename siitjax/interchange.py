@@ -98,7 +98,7 @@ def interchange_edges(
     model: Transformer,
     circuit: Circuit,
     base: Int[Array, "batch seq"],
-    source: Int[Array, "source seq"],
+    source: Int[Array, "batch seq"],
     swaps: EdgeSwaps,
     *,
     form: Form | None = None,
@@ -126,7 +126,8 @@ def edge_labels(
     places = (EMBED, *(v.node for v in circuit.ordered))
     index = lambda node: None if swaps.sources is None else swaps.sources[..., circuit.nodes.index(node)]
     held = tuple(
-        None if node is None else of_source(value, index(node)) for node, value in zip(places, values, strict=True)
+        None if node is None or value is None else of_source(value, index(node))
+        for node, value in zip(places, values, strict=True)
     )
     masks = swaps.at_positions()
     held = jax.tree.map(lambda x: jnp.broadcast_to(x, (*masks.shape[:2], *x.shape[2:])), held)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from siitjax.case import Case
 from siitjax.choice import check_choice
 from siitjax.circuit import Circuit
+from siitjax.errors import UserError
 from siitjax.forms import Form
 from siitjax.interchange import interchange, interchange_edges
 from siitjax.nodes import EMBED

@@ -27,6 +27,7 @@ from siitjax.forms import Form, fastest, mean_over_parts
 from siitjax.metrics import Metrics
 from siitjax.objective import BASE, IIT, SIIT, Sampling, batch_masks, edge_term_losses, term_losses
 from siitjax.precision import MatmulPrecision, matmul_precision
+from siitjax.swaps import EdgeSwaps
 from siitjax.transformer import Transformer, init_transformer
 
 EDGE_SHARE = 4
@@ -304,7 +305,7 @@ def make_step(config: TrainConfig, form: Form | None = None) -> Step:
         masks = swaps[..., terms, :]
         return term_losses(model, case, base, source, masks, embedding=config.sampling.embedding, form=form)
 
-    def step(hyper, learner, base, source, key, done=1.0):
+    def step(hyper, learner, base, source, key, done: Float[Array, ""] | float = 1.0):
         swaps = drawn(hyper, key, done)
         weights = jnp.stack([hyper.w_base, hyper.w_iit, hyper.w_siit])
         model, opt_state = learner
@@ -317,10 +318,11 @@ def make_step(config: TrainConfig, form: Form | None = None) -> Step:
                 return weights[here] @ values, values
 
             def part(base, source, own, model=model, loss=loss):
-                mine = swaps if own is None else own.within(len(base)) if edges else own
-                return jax.grad(loss, has_aux=True)(model, base, source, mine)
+                if isinstance(own, EdgeSwaps):
+                    own = own.within(len(base))
+                return jax.grad(loss, has_aux=True)(model, base, source, swaps if own is None else own)
 
-            own = swaps if edges or swaps.ndim == 3 else None
+            own = swaps if isinstance(swaps, EdgeSwaps) or swaps.ndim == 3 else None
             gradients, values = mean_over_parts(part, form.part(len(base)), base, source, own)
             # optax raises a float beta to its integer count, which strict promotion forbids.
             with jax.numpy_dtype_promotion("standard"):

@@ -8,7 +8,7 @@ Source: Anders & Garriga-Alonso 2024, the polysemantic benchmarks. There the ans
 (`selection=False`), and a swap changes nothing downstream of it (`counterfactual="frozen"`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
@@ -168,8 +168,8 @@ def _variables(
 
     def answer(task, *labels):
         """The label of the task that is named; nothing is asked at the task token."""
-        moved = jnp.stack([jnp.concatenate([jnp.zeros_like(label[:1]), label[:-1]]) for label in labels])
-        return jnp.take_along_axis(moved, task[None], axis=0)[0]
+        chosen = jnp.take_along_axis(jnp.stack(labels), task[None], axis=0)[0]
+        return jnp.where(jnp.arange(len(chosen)) == 0, jnp.zeros_like(chosen), chosen)
 
     variables = [Variable("task", ("tokens",), task, task_node)]
     labels = []
@@ -179,7 +179,7 @@ def _variables(
         for variable in part.case.variables:
             reads = tuple(map(own, variable.reads))
             node = places.get((part.name, variable.name))
-            variables.append(Variable(own(variable.name), reads, variable.compute, node))
+            variables.append(Variable(own(variable.name), reads, _behind_the_task(variable.compute), node))
         labels.append(own(part.case.variables[-1].name))
     return (*variables, Variable("answer", ("task", *labels), answer, answer_node))
 
@@ -196,9 +196,21 @@ def _folding(part: Part, vocabulary: tuple[str, ...]) -> Int[np.ndarray, " vocab
 
 
 def _seen(folding: Int[np.ndarray, " vocab"], tokens: Int[Array, " seq"]) -> Shaped[Array, " seq"]:
-    """The sample as one task sees it: without the task token, so that what it computes lies one position earlier."""
-    own = jnp.asarray(folding)[tokens]
-    return jnp.concatenate([own[1:], jnp.full(1, PAD, own.dtype)])
+    """The sample in one task's tokens; a PAD in the place of the task token."""
+    return jnp.asarray(folding)[tokens].at[0].set(PAD)
+
+
+def _behind_the_task(compute: Callable[..., Array]) -> Callable[..., Array]:
+    """`compute`, whose sample begins one position later in the combined one, behind the task token.
+
+    A variable's value must lie where the node holds it, or a swap at some positions would swap others in the circuit.
+    What stands at the task token goes to the end meanwhile, so that nothing is lost.
+    """
+
+    def moved(*values: Array) -> Array:
+        return jnp.roll(compute(*(jnp.roll(value, -1, 0) for value in values)), 1, 0)
+
+    return moved
 
 
 @dataclass(frozen=True)

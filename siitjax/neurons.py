@@ -111,9 +111,7 @@ def measure_neurons(
         codes = binned(posts.reshape(*posts.shape[:2], -1))
         for i in ours:
             value = values[1 + ordered.index(placed[i])]
-            # A part of a combined case does not see the task token: what it computes lies one position earlier.
-            moved = np.roll(value, 1, 1) if case.tasks and task is not None else value
-            information[..., i] = information_share(codes, moved[:, own], rng).reshape(shape)
+            information[..., i] = information_share(codes, value[:, own], rng).reshape(shape)
     held = jnp.asarray(draw_backgrounds(*shape, backgrounds, rng))
     effects = jax.device_get([ablation_effects(model, case, jnp.asarray(own[:ablated]), held) for own in samples])
     by_task = {f.name: np.stack([getattr(each, f.name) for each in effects], -1) for f in fields(Effects)}

@@ -91,9 +91,6 @@ def known_values(case: Case, variables: Sequence[Variable], samples: Int[np.ndar
     names, owners, holds, counted = [], [], [], []
     for variable in variables:
         found, task = np.asarray(values[1 + order.index(variable.name)]), task_of(case, variable)
-        if task is not None:
-            # A task computes on its own sample, which begins one token later: see `siitjax.combine`.
-            found = np.concatenate([found[:, :1], found[:, :-1]], 1)
         found = found[own].reshape(own.sum(), -1)
         counts = np.ones(len(found), bool) if task is None else tasks == task
         for i, column in enumerate(found.T):

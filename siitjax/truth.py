@@ -5,6 +5,7 @@ the answer is read. Possible edges are all pairs in which b comes later on the r
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -44,7 +45,7 @@ def edge_effects(case: Case) -> dict[Edge, float]:
 
     An edge whose swap changes none is *silent*: no sample can reveal it, so it is no ground truth.
     """
-    circuit = case.circuit
+    circuit = replace(case.circuit, counterfactual="causal")  # the other rule knows no edges
     base, _ = case.draw(PAIRS, PAIRS // 4, np.random.default_rng(0))
     source = jnp.asarray(np.roll(base, 1, 0))
     masks = np.stack([circuit.nodes.edge_mask([edge]) for edge in circuit.edges])

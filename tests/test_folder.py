@@ -3,6 +3,7 @@ runs."""
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 import cases
+from cases import left_greater
+from siitjax.circuit import Variable
 from siitjax.folder import read_model, write_folder
 from siitjax.nodes import NodeList
 from siitjax.truth import edges, ground_truth, possible_edges
@@ -19,11 +22,11 @@ from tests.test_loss import FRACTION
 
 EDGES = {
     "duplicate_remover": "embed>L0H0 embed>MLP0 L0H0>MLP0 embed>MLP1 MLP0>MLP1 MLP1>logits",
-    "left_greater": "embed>L0H1 L0H1>MLP0 embed>logits MLP0>logits",
-    "paren_checker": "embed>L0H3 L0H3>MLP0 MLP0>MLP1 MLP1>L2H3 embed>MLP2 MLP1>MLP2 L2H3>MLP2 MLP2>logits",
+    "left_greater": "embed>L0H1 L0H1>MLP0 MLP0>logits",
+    "paren_checker": "embed>L0H3 L0H3>MLP0 MLP0>MLP1 MLP1>L2H3 MLP1>MLP2 L2H3>MLP2 MLP2>logits",
     "unique_extractor": "embed>L0H2 embed>MLP0 L0H2>MLP0 MLP0>MLP1 embed>MLP2 MLP1>MLP2 MLP2>logits",
-    "1+2": "embed>L0H0 embed>L0H1 embed>L0H3 L0H1>MLP0 L0H3>MLP0 MLP0>MLP1 MLP1>L2H3 embed>MLP2 MLP1>MLP2 L2H3>MLP2 "
-    "embed>MLP3 L0H0>MLP3 MLP0>MLP3 MLP2>MLP3 MLP3>logits",
+    "1+2": "embed>L0H0 embed>L0H1 embed>L0H3 L0H1>MLP0 L0H3>MLP0 MLP0>MLP1 MLP1>L2H3 MLP1>MLP2 L2H3>MLP2 "
+    "L0H0>MLP3 MLP0>MLP3 MLP2>MLP3 MLP3>logits",
 }
 """By hand, from what each variable reads; MLP0 of 1+2 holds left_greater's comparison and paren_checker's elevation."""
 
@@ -102,6 +105,21 @@ def test_the_ground_truth_says_what_each_variable_reads_where_it_lives_and_what_
         "MLP0": True,
     }
     assert truth["hooks"][-1] == "blocks.0.mlp.hook_post"
+    assert truth["edges"] == [["embed", "L0H1"], ["L0H1", "MLP0"], ["MLP0", "logits"]]
+    # Each swaps the one answer there is, whole, so that all change the same labels.
+    assert len(set(truth["edge_effects"])) == 1
+    assert 0.4 < truth["edge_effects"][0] < 0.5
+    assert truth["silent_edges"] == []
+
+
+def test_an_edge_that_no_sample_reveals_is_silent():
+    read = Variable(
+        "answer", ("tokens", "left_greater"), lambda tokens, greater: jnp.where(tokens == 0, 2, greater * 1)
+    )
+    case = replace(left_greater.CASE, variables=(*left_greater.CASE.variables[:2], read))
+    truth = ground_truth(case)
+    assert truth["silent_edges"] == [["embed", "logits"]]
+    assert ["embed", "logits"] not in truth["edges"]
 
 
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")

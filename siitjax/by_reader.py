@@ -33,9 +33,9 @@ def by_reader(
     config = model.config
     centre = _centre(config.d_model, config.layer_norm)
     columns = lambda x: jnp.moveaxis(x, (0, 1), (-1, -2)).reshape(*x.shape[2:], masks * batch)
-    mask = columns(swaps.edges).astype(jnp.float32)
     there = _written_there(model, source, swaps, centre)
-    positions = None if swaps.positions is None else columns(swaps.positions).astype(jnp.float32)[:, None]
+    mask = columns(swaps.edges).astype(there.dtype)
+    positions = None if swaps.positions is None else columns(swaps.positions).astype(there.dtype)[:, None]
 
     one_hot = jax.nn.one_hot(jnp.tile(tokens.T, (1, masks)), config.d_vocab, axis=0)
     embed = _product(model.embed.W_E @ centre, one_hot)[None]

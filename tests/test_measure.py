@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -137,7 +138,8 @@ def metrics(**right) -> Metrics:
     """Those of a circuit of two nodes, and two unused ones, that is held but for what is given as right."""
     of = {"base": 10_000, "joint": 10_000, "subset": 10_000, "node": [10_000] * 2, "unused": [10_000] * 2}
     of |= {"whole": [700] * 2, "changed": [400, 0]}
-    return Metrics(**{name: Tally(np.array(right.get(name, n)), np.array(n)) for name, n in of.items()})
+    tallies: dict[str, Any] = {name: Tally(np.array(right.get(name, n)), np.array(n)) for name, n in of.items()}
+    return Metrics(**tallies)
 
 
 @pytest.mark.parametrize(

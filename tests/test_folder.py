@@ -113,9 +113,8 @@ def test_the_ground_truth_says_what_each_variable_reads_where_it_lives_and_what_
 
 
 def test_an_edge_that_no_sample_reveals_is_silent():
-    read = Variable(
-        "answer", ("tokens", "left_greater"), lambda tokens, greater: jnp.where(tokens == 0, 2, greater * 1)
-    )
+    asks_for_bos = lambda tokens, greater: jnp.where(tokens == BOS, 2, greater.astype(jnp.int32))
+    read = Variable("answer", ("tokens", "left_greater"), asks_for_bos)
     case = replace(left_greater.CASE, variables=(*left_greater.CASE.variables[:2], read))
     truth = ground_truth(case)
     assert truth["silent_edges"] == [["embed", "logits"]]

@@ -12,6 +12,7 @@ import pytest
 
 import cases
 from cases import left_greater
+from siitjax.case import BOS
 from siitjax.circuit import Variable
 from siitjax.folder import read_model, write_folder
 from siitjax.nodes import NodeList

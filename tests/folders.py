@@ -1,6 +1,7 @@
 """What the tests of a model's folder share: a trained model made up, and left_greater's folder."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,11 @@ def trained(case: str | Case, **metrics: Tally) -> Trained:
     case = cases.build(case) if isinstance(case, str) else case
     n_circuit, n_unused = (int(mask.sum()) for mask in (case.circuit.circuit_mask, case.circuit.unused_mask))
     some = tally(np.linspace(1, 4, n_circuit).astype(int), np.full(n_circuit, 4))
-    made_up = {"node": some, "changed": tally(np.arange(n_circuit), np.arange(n_circuit)), "whole": some}
+    made_up: dict[str, Any] = {
+        "node": some,
+        "changed": tally(np.arange(n_circuit), np.arange(n_circuit)),
+        "whole": some,
+    }
     made_up |= {name: tally(1, 2) for name in ("base", "joint", "subset")}
     made_up |= {"unused": tally(np.full(n_unused, 4), np.full(n_unused, 4))}
     measured = shares(Metrics(**(made_up | metrics)))

@@ -21,7 +21,7 @@ def tally(right, of) -> Tally:
     return Tally(np.asarray(right), np.asarray(of))
 
 
-def trained(case: str | Case, **metrics: Tally) -> Trained:
+def trained(case: str | Case, **metrics: Any) -> Trained:
     """A case's transformer with random weights, metrics made up, and a member's description."""
     case = cases.build(case) if isinstance(case, str) else case
     n_circuit, n_unused = (int(mask.sum()) for mask in (case.circuit.circuit_mask, case.circuit.unused_mask))

@@ -2,8 +2,8 @@
 
     checkpoints/0002-1/00000007/     the seventh of what worker 1 saved after the sweep's second start
 
-One holds the state of every lane (weights, optimizer, keys, counters, curves), and which member each lane trains. A
-member is found in whatever start, worker and lane it was saved, so a sweep may go on with another number of lanes.
+One holds the state of every lane (weights, optimizer, keys, counters, curves), its checksum, and which member each lane
+trains. A member is found in whatever start, worker and lane it was saved, so a sweep may go on with other lanes.
 Nothing here is ever unpickled.
 """
 
@@ -11,7 +11,8 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -129,7 +130,13 @@ class Checkpoints:
         """Saves the lanes' states, and gives their spots; what is computed next does not wait for the disk."""
         self.step += 1
         leaves = jax.device_get(jax.tree.leaves(without_keys(states)))
-        about = {"format": FORMAT, "sweep": self.sweep, "lanes": [lane and asdict(lane) for lane in lanes]}
+        about = {
+            "format": FORMAT,
+            "sweep": self.sweep,
+            "lanes": [lane and asdict(lane) for lane in lanes],
+            # A power cut may leave zeros in a file of the right length, which orbax reads as numbers.
+            "checksums": [_checksum(leaf[i] for leaf in leaves) for i in range(len(lanes))],
+        }
         with _one_line(self.folder):
             self.manager.save(
                 self.step,
@@ -181,21 +188,32 @@ def load(folder: Path, spot: Spot, like: State) -> State:
     """
     place = folder / spot.start / f"{spot.step:08d}"
     try:
-        found = _read(place.absolute())
+        found, checksums = _read(place.absolute())
         leaves, tree = jax.tree.flatten(jax.eval_shape(without_keys, like))
         own = [np.asarray(found[f"{i:03d}"])[spot.lane] for i in range(len(leaves))]
         if [(x.shape, x.dtype) for x in own] != [(x.shape, x.dtype) for x in leaves]:
             raise ValueError("its arrays have other shapes")
+        if checksums[spot.lane] != _checksum(own):
+            raise ValueError("its numbers are not those that were saved")
     except Exception as error:  # orbax and tensorstore raise of every kind
         raise CheckpointError(f"{place} is torn ({_short(error)})") from None
     return with_keys(jax.tree.unflatten(tree, own), like)
 
 
 @lru_cache(maxsize=1)
-def _read(place: Path) -> Mapping[str, Any]:
-    """The states of all lanes; kept for the next member, which was mostly saved beside the one before."""
+def _read(place: Path) -> tuple[Mapping[str, Any], list[int]]:
+    """The states of all lanes, and their checksums; kept for the next member, mostly saved beside the one before."""
+    checksums = json.loads((place / "about" / "metadata").read_bytes())["checksums"]
     with ocp.StandardCheckpointer() as reader:
-        return reader.restore(place / "states")
+        return reader.restore(place / "states"), checksums
+
+
+def _checksum(leaves: Iterable[Any]) -> int:
+    """Of one lane's state."""
+    found = 0
+    for leaf in leaves:
+        found = zlib.crc32(np.asarray(leaf).tobytes(), found)
+    return found
 
 
 def forget(folder: Path, needed: Mapping[int, Sequence[Spot]] | None = None) -> None:

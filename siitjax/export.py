@@ -5,6 +5,7 @@ The path of a weight in the PyTree is its key in HookedTransformer's state dict,
 keeps its causal masks in the state dict too).
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -30,6 +31,12 @@ def state_dict(model: Transformer) -> dict[str, Float[np.ndarray, "..."]]:
     """The weights by TransformerLens key, such as "blocks.0.attn.W_Q"."""
     leaves = jax.tree_util.tree_leaves_with_path(model)
     return {_key(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def weights_digest(model: Transformer) -> str:
+    """Names a model's weights."""
+    weights = state_dict(model)
+    return hashlib.sha256(b"".join(weights[name].tobytes() for name in sorted(weights))).hexdigest()[:16]
 
 
 def with_weights(model: Transformer, weights: Mapping[str, Float[np.ndarray, "..."]]) -> Transformer:

@@ -1,5 +1,10 @@
-"""Files that are there whole or not at all, and files that one process holds."""
+"""Files that are there whole or not at all, and files that one process holds.
 
+What was written is on the disk before a name stands for it, and the name is on the disk before anything that relies on
+it is written: so no power cut leaves a row without the files of its member.
+"""
+
+import errno
 import fcntl
 import os
 import time
@@ -12,8 +17,31 @@ PATIENCE = 3.0
 """Seconds to wait for a lock: the workers of a process that was killed let go of it a moment later."""
 
 
+def sync(path: Path) -> None:
+    """Has a file's content, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of a folder, some network file systems say so
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it; their names are on the disk when this returns."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Puts `content` at `path`: a reader, or a crash, sees the old file or the new one and nothing between."""
+    """Puts `content` at `path`: a reader, or a crash, sees the old file or the new one and nothing between.
+
+    It is on the disk when this returns.
+    """
     new = path.with_name(f".{path.name}.new")
     try:
         with open(new, "wb") as file:
@@ -21,6 +49,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
+        sync(path.parent)
     except BaseException:
         new.unlink(missing_ok=True)
         raise
@@ -32,7 +61,9 @@ def replaced(path: Path) -> Iterator[Path]:
     new = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
         yield new
+        sync(new)
         os.replace(new, path)
+        sync(path.parent)
     except BaseException:
         new.unlink(missing_ok=True)
         raise

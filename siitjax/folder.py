@@ -26,6 +26,7 @@ from siitjax.card import card
 from siitjax.case import PAD
 from siitjax.errors import UserError, one_line
 from siitjax.export import METADATA, save_weights, state_dict, with_weights
+from siitjax.files import Holder, Lock, hold, make_folder, sync
 from siitjax.lens import lens_config
 from siitjax.metrics import Shares
 from siitjax.trained import MODEL_FILE, Trained, members_instead
@@ -72,21 +73,34 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A folder to write into; it is put at `out` when what was written is whole.
 
     Raises:
-        UserError: `out` exists, or cannot be written.
+        UserError: `out` exists, another process writes it, or it cannot be written.
     """
-    if out.exists() or out.is_symlink():
-        raise UserError(f"{out} exists, and an export replaces nothing; choose another OUT, or take it away")
-    new = out.with_name(f".{out.name}.new")
+    new, lock = out.with_name(f".{out.name}.new"), None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        _check_free(out)
+        make_folder(out.parent)
+        lock = hold(out.with_name(f".{out.name}.lock"))
+        if isinstance(lock, Holder):
+            raise UserError(f"{out} is being written by process {lock.pid}; wait for it, or choose another OUT")
+        _check_free(out)  # again: another process may have written it before this one held it
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         yield new
+        for path in (*new.rglob("*"), new):
+            sync(path)
         new.rename(out)
+        sync(out.parent)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror or error}); choose another OUT") from None
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        if isinstance(lock, Lock):
+            shutil.rmtree(new, ignore_errors=True)
+            lock.release()
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() or out.is_symlink():
+        raise UserError(f"{out} exists, and an export replaces nothing; choose another OUT, or take it away")
 
 
 def read_model(path: Path) -> Transformer:

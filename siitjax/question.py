@@ -175,12 +175,12 @@ class Question(Command):
         rows = results.check(resume=True) or []
         verdict = _show(self, rows, results, screen)
         busy = {} if occupancy is None else {"occupancy": occupancy.shares()}
+        forget(results.checkpoints)
         with results.usable():
             for name in ("figure.png", "figure.pdf"):
                 with replaced(results.folder / name) as path:
                     self.picture(rows, results, verdict, path)
             results.finish({**summary(summarise(rows), verdict), **busy})
-        forget(results.checkpoints)
         screen.print(f"Results, weights and picture: {results.folder}", soft_wrap=True, highlight=False)
         return 0
 

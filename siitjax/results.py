@@ -1,17 +1,17 @@
 """The results folder: one that explains itself, and in which nothing finished is ever lost.
 
-    config.json              the whole sweep, exactly; written first
+    config.json              the whole sweep, exactly, and the versions that began it; written first
     rows.jsonl               one row a finished member: what it was, why it stopped, every metric
     members/0003.safetensors its weights;  members/0003.csv  its curves
     checkpoints/             the members in training; gone when all are finished
     summary.json, figure.png, figure.pdf   written when all members are there
 
-A member's files are written before its row is appended, so a whole row stands for a member that is complete. A folder
-is continued only by the sweep that began it, and by one process at a time.
+A member's files are on the disk before its row is appended, so a whole row stands for a member that is complete. A
+folder is continued only by the sweep that began it, whose cases compute and draw what they did, and by one process at a
+time.
 """
 
 import csv
-import errno
 import hashlib
 import io
 import json
@@ -20,19 +20,22 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 from safetensors import SafetensorError, safe_open
 
+from siitjax.behaviour import behaviour, change
 from siitjax.compound import rows
 from siitjax.errors import UserError, one_line
 from siitjax.export import save_weights
-from siitjax.files import Holder, hold, write_atomically
+from siitjax.files import Holder, hold, make_folder, write_atomically
+from siitjax.jsonl import Row, RowsFile, TornError
 from siitjax.metrics import NAMES, shares
-from siitjax.sweep import Member, Outcome, Row
+from siitjax.sweep import Member, Outcome
+from siitjax.trained import about_member
+from siitjax.versions import versions
 
 FORMAT = "siitjax sweep 1"
 ENDED = ("stop", "epochs", "seconds", *NAMES)
@@ -40,6 +43,8 @@ ENDED = ("stop", "epochs", "seconds", *NAMES)
 LOCK = ".lock"
 BEGUN = ".config.json"
 """What a process that was killed in its first moment may leave."""
+BEGUN_WITH = "begun_with"
+"""Of config.json, what decides no row: the versions that began the sweep."""
 CURVES = ("accuracy", "iia", "changed_iia", "sequence_iia", "siia", "joint_siia", "subset_siia")
 
 
@@ -67,8 +72,9 @@ class Results:
 
     @property
     def digest(self) -> str:
-        """Names the sweep in its checkpoints."""
-        return hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()[:16]
+        """Names the sweep that has begun in its checkpoints."""
+        config = {name: said for name, said in self._begun().items() if name != BEGUN_WITH}
+        return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def checkpoints(self) -> Path:
@@ -91,7 +97,14 @@ class Results:
                         "choose another --out"
                     )
                 return None
+            begun = self._begun()
+            self._check_same(begun)
             rows = self._read()
+        if len(rows) < len(self.members) and not all("behaviour" in member for member in begun["members"]):
+            raise ResultsError(
+                f"{self.folder} holds this sweep unfinished, begun by a siitjax that did not write down what a case "
+                "computes and draws, so its rows might be another task's; choose another --out"
+            )
         if len(rows) < len(self.members) and not resume:
             raise ResultsError(
                 f"{self.folder} holds this sweep unfinished, {len(rows)} of {len(self.members)} members; "
@@ -107,7 +120,7 @@ class Results:
             ResultsError: another process holds it, or it cannot be written.
         """
         with self.usable():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             lock = hold(self.folder / (LOCK if not self.host else f"{LOCK}.{self.host}"))
         if isinstance(lock, Holder):
             raise ResultsError(
@@ -126,19 +139,30 @@ class Results:
         """
         rows = self.check(resume=resume)
         with self.usable():
-            (self.folder / "members").mkdir(exist_ok=True)
+            make_folder(self.folder / "members")
             if rows is None and not self.host:
-                write_atomically(self.folder / "config.json", json.dumps(self.config(), indent=1) + "\n")
-            for path in self._row_files():
-                whole = path.read_bytes().rpartition(b"\n")
-                if whole[2]:
-                    os.truncate(path, len(whole[0]) + 1)
+                config = {**self.config(), BEGUN_WITH: versions()}
+                write_atomically(self.folder / "config.json", json.dumps(config, indent=1) + "\n")
+            for file in self._row_files():
+                file.repair()
         return rows or []
 
     def write(self, index: int, member: Member, outcome: Outcome) -> Row:
-        """Writes a finished member's files; gives its row."""
-        about = {"member": member.describe()}
+        """Writes a finished member's files; gives its row.
+
+        Raises:
+            ResultsError: they cannot be written, or the member's case is not the one that the sweep was begun with.
+        """
+        case, described = member.config.case, member.describe()
+        about = about_member(described, case)
         with self.usable():
+            begun = self._begun()["members"][index]
+            if begun != described:  # a process that started later than the sweep may have read an edited case
+                words = change(begun["behaviour"], behaviour(case)) or _difference(begun, described)
+                raise ResultsError(
+                    f"{case.name} was edited while {self.folder} ran: {words}; member {index} is not kept; undo "
+                    "the edit and --resume, or choose another --out"
+                )
             save_weights(self.folder / "members" / f"{index:04d}.safetensors", outcome.model, about)
             write_atomically(self.folder / "members" / f"{index:04d}.csv", _curves(outcome))
         return _row(index, member, outcome)
@@ -146,16 +170,8 @@ class Results:
     def append(self, row: Row) -> None:
         """Adds the row of a member whose files are written; it is on the disk when this returns."""
         name = "rows.jsonl" if not self.host else f"rows.{self.host}.jsonl"
-        line = (json.dumps(row) + "\n").encode()
-        with self.usable(), open(self.folder / name, "ab", buffering=0) as file:
-            whole = file.tell()
-            try:
-                if file.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(whole)  # no other row is to follow half of this one
-                raise
+        with self.usable():
+            RowsFile(self.folder / name).append(row)
 
     def weights(self, row: Row) -> Path:
         """The weights of the member that `row` describes."""
@@ -173,8 +189,7 @@ class Results:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes summary.json, with where and by what the sweep was run."""
-        packages = {name: version(name) for name in ("jax", "jaxlib", "equinox", "optax", "numpy")}
-        ran_on = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), **packages}
+        ran_on = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), **versions()}
         write_atomically(self.folder / "summary.json", json.dumps({**summary, "ran_on": ran_on}, indent=1) + "\n")
 
     @contextmanager
@@ -188,22 +203,43 @@ class Results:
                 "be written"
             ) from None
 
-    def _row_files(self) -> list[Path]:
-        return sorted(self.folder.glob("rows*.jsonl"))
+    def _row_files(self) -> list[RowsFile]:
+        return [RowsFile(path) for path in sorted(self.folder.glob("rows*.jsonl"))]
 
-    def _read(self) -> list[Row]:
-        found = _parsed(self.folder / "config.json")
+    def _begun(self) -> dict[str, Any]:
+        """What config.json holds of the sweep that began the folder."""
+        path = self.folder / "config.json"
+        try:
+            found = json.loads(path.read_text())
+        except ValueError:
+            raise ResultsError(f"{path} is torn: it is not whole JSON; restore it, or choose another --out") from None
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise ResultsError(f"{self.folder} holds a config.json that is not of {FORMAT}; choose another --out")
-        if difference := _difference(found, self.config()):
+        return found
+
+    def _check_same(self, begun: dict[str, Any]) -> None:
+        """Raises ResultsError where the folder was begun by another sweep, or one whose cases did something else."""
+        ours = self.config()
+        if difference := _difference(_flags(begun), _flags(ours)):
             raise ResultsError(
                 f"{self.folder} holds another sweep: {difference}; give the flags that it was begun with, "
                 "or choose another --out"
             )
-        rows = []
-        for path in self._row_files():
-            whole, _, _torn = path.read_text().rpartition("\n")
-            rows += [_parsed(path, line, i) for i, line in enumerate(whole.splitlines(), start=1)]
+        for found, member in zip(begun["members"], self.members, strict=True):
+            case = member.config.case
+            if "behaviour" in found and (words := change(found["behaviour"], behaviour(case))):
+                then, now = begun[BEGUN_WITH]["numpy"], versions()["numpy"]
+                numpy = f" (with numpy {then}, which is {now} now)" if then != now else ""
+                raise ResultsError(
+                    f"{self.folder} was begun with another {case.name}: {words}{numpy}; undo the edit of the case, "
+                    "or choose another --out"
+                )
+
+    def _read(self) -> list[Row]:
+        try:
+            rows = [row for file in self._row_files() for row in file.read()]
+        except TornError as error:
+            raise ResultsError(f"{error}, or choose another --out") from None
         path = self.folder / "rows.jsonl"
         numbers = [row.get("member") if isinstance(row, dict) else None for row in rows]
         if len(set(numbers)) < len(rows) or not set(numbers) <= set(range(len(self.members))):
@@ -231,12 +267,10 @@ class Results:
             ) from None
 
 
-def _parsed(path: Path, text: str | None = None, line: int = 1) -> Any:
-    try:
-        return json.loads(path.read_text() if text is None else text)
-    except ValueError:
-        where = f"{path} line {line}" if text is not None else str(path)
-        raise ResultsError(f"{where} is torn: it is not whole JSON; restore it, or choose another --out") from None
+def _flags(config: dict[str, Any]) -> dict[str, Any]:
+    """The config without what is compared in words of its own, or not at all."""
+    members = [{name: said for name, said in member.items() if name != "behaviour"} for member in config["members"]]
+    return {**config, BEGUN_WITH: None, "members": members}
 
 
 def _difference(found: Any, ours: Any, where: str = "") -> str | None:
@@ -262,7 +296,7 @@ def _head(index: int, member: Member) -> Row:
         "seed": member.seed,
         "case": member.config.case.name,
         "updates": member.config.updates,
-        **member.describe()["hyperparams"],
+        **member.hyperparams(),
     }
 
 

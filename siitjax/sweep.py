@@ -20,10 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from siitjax.behaviour import behaviour
 from siitjax.checkpoint import CheckpointError, Checkpoints, Occupant, Spot, quiet
 from siitjax.cores import cores
 from siitjax.errors import UserError
 from siitjax.export import load_weights, state_dict, with_weights
+from siitjax.jsonl import Row
 from siitjax.lanes import Batch, Program, with_keys, without_keys
 from siitjax.memory import ran_out, too_large
 from siitjax.metrics import Metrics, shares
@@ -32,8 +34,6 @@ from siitjax.transformer import Transformer
 
 CHUNK_SECONDS = 0.2
 """A chunk lasts about this long at least, and one epoch: the host's work between two is some milliseconds."""
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,10 @@ class Member:
 
     def describe(self) -> dict[str, Any]:
         """Everything that decides its result, as JSON has it."""
-        hyper = asdict(self.hyper)
         return {
             "setting": self.setting,
             "seed": self.seed,
-            "hyperparams": {name: float(value) for name, value in hyper.items()},
+            "hyperparams": self.hyperparams(),
             "training": {
                 "epochs": self.config.epochs,
                 "batch_size": self.config.batch_size,
@@ -78,6 +77,7 @@ class Member:
                 "dtype": jnp.result_type(float).name,
             },
             "case": self.config.case.describe(),
+            "behaviour": behaviour(self.config.case).describe(),
             **({} if self.start is None else {"start": sha256(self.start.read_bytes()).hexdigest()}),
         }
 
@@ -90,6 +90,9 @@ class Member:
         if self.start is None:
             return drawn
         return with_weights(drawn, state_dict(load_weights(self.start)))
+
+    def hyperparams(self) -> dict[str, float]:
+        return {name: float(value) for name, value in asdict(self.hyper).items()}
 
 
 @dataclass(frozen=True)

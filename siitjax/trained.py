@@ -1,21 +1,26 @@
 """A trained transformer with its case and its metrics, in one file that says all of it.
 
 A sweep's members and the shipped models are such files: weights, and in the metadata the transformer's config, the
-case with its circuit and vocabulary, the training, the seed, and (of shipped models) the metrics.
+case with its circuit and vocabulary, what it computes on some samples, the training, the seed, the versions that
+trained it, and (of shipped models) the metrics.
 """
 
 import json
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from siitjax.behaviour import Computed, behaviour, compute
 from siitjax.case import Case
 from siitjax.errors import UserError, one_line
 from siitjax.export import read_weights, save_weights
+from siitjax.jsonl import RowsFile
 from siitjax.metrics import Shares, read_shares
 from siitjax.transformer import Transformer
+from siitjax.versions import versions
 
 MODEL_FILE = "model.safetensors"
 """What the file is called in a folder of its own."""
@@ -30,13 +35,23 @@ class Trained:
     Attributes:
         case: the task that it was trained on, with its circuit.
         metrics: as measured when it was saved; None where nothing was.
-        about: its member (hyperparameters, training, seed), and on what the metrics were measured; as JSON has it.
+        about: its member (hyperparameters, training, seed), the versions that trained it, samples on which the case
+            was computed, and on what the metrics were measured; as JSON has it.
     """
 
     case: Case
     model: Transformer
     metrics: Shares | None
     about: dict[str, Any]
+
+
+def about_member(member: dict[str, Any], case: Case) -> dict[str, Any]:
+    """What the file of a member says of it, beside the weights.
+
+    Args:
+        member: as `Member.describe` gives it.
+    """
+    return {"member": member, "samples": [*behaviour(case).samples], "versions": versions()}
 
 
 def save_trained(path: Path, trained: Trained) -> None:
@@ -53,7 +68,8 @@ def read_trained(path: Path, case_of: Callable[[dict[str, Any]], Case]) -> Train
         case_of: finds the case that a description (see `Case.describe`) is of; raises UserError where there is none.
 
     Raises:
-        UserError: there is no such file, it is torn, it is not of a trained member, or it is of another case.
+        UserError: there is no such file, it is torn, it is not of a trained member, or it is of another case, or of one
+            that computed something else.
     """
     file = _file(path)
     if not file.exists():
@@ -65,6 +81,8 @@ def read_trained(path: Path, case_of: Callable[[dict[str, Any]], Case]) -> Train
     metrics = about.pop("metrics", None)
     case = case_of(about["member"]["case"])
     _check_described(file, case, about, case.describe())
+    if "behaviour" in about["member"]:  # older versions did not write it down
+        _check_behaviour(file, case, about)
     return Trained(case, model, None if metrics is None else read_shares(metrics), about)
 
 
@@ -96,10 +114,27 @@ def _check_described(file: Path, case: Case, about: dict[str, Any], keys: Iterab
             )
 
 
+def _check_behaviour(file: Path, case: Case, about: dict[str, Any]) -> None:
+    """Raises UserError where the case computes something else than when the file's member was trained."""
+    said = about["member"]["behaviour"]
+    now = compute(case, tuple(about["samples"]))
+    if words := now.change(Computed(said["variables"], said["swaps"])):
+        raise UserError(
+            f"{file} was trained on another {case.name}: {words}; undo the edit of the case, or read the weights alone "
+            "with siitjax.export.load_weights"
+        )
+    # NumPy promises the same draws within a version.
+    if said["draws"] != behaviour(case).draws and about["versions"]["numpy"] == versions()["numpy"]:
+        warnings.warn(f"{file} was trained on other strings than {case.name} draws now", stacklevel=3)
+
+
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a sweep's results folder, by member; each host of a sweep has left some of its own."""
-    files = folder.glob("rows*.jsonl")
-    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    """The rows of a sweep's results folder, by member; each host of a sweep has left some of its own.
+
+    Raises:
+        UserError: a row is torn that others follow.
+    """
+    rows = [row for path in folder.glob("rows*.jsonl") for row in RowsFile(path).read()]
     return sorted(rows, key=lambda row: row["member"])
 
 

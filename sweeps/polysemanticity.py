@@ -1,6 +1,5 @@
 """To how many tasks and variables does each neuron answer?"""
 
-import hashlib
 import json
 import os
 import sys
@@ -21,7 +20,7 @@ from siitjax.case import Case
 from siitjax.choice import check_choice
 from siitjax.command import Command, flag, main
 from siitjax.errors import UserError
-from siitjax.export import state_dict
+from siitjax.export import weights_digest
 from siitjax.folder import new_folder
 from siitjax.neuron_report import models_table, picture, widths_picture
 from siitjax.neuron_summary import LEAST, MOST, Model, neuron_rows, random_model, summarised
@@ -86,7 +85,7 @@ class Polysemanticity(Command):
             "controls": self.controls,
             "seed": self.seed,
         }
-        config["weights"] = {name: _digest(trained.model) for name, trained in (shipped | by_width).items()}
+        config["weights"] = {name: weights_digest(one.model) for name, one in (shipped | by_width).items()}
         screen = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
         if (finished := self._finished(config)) is not None:
             screen.print(f"{finished}\n{self.out} was finished before; nothing was changed.")
@@ -186,12 +185,6 @@ def starts(models: Sequence[Model]) -> str:
 def _tracked(models: dict[str, Trained]) -> Iterable[tuple[str, Trained]]:
     """The models, with a bar on the screen."""
     return track(models.items(), "measuring", console=Console(stderr=True), disable=not models)
-
-
-def _digest(model: Transformer) -> str:
-    """Names a model's weights."""
-    weights = state_dict(model)
-    return hashlib.sha256(b"".join(weights[name].tobytes() for name in sorted(weights))).hexdigest()[:16]
 
 
 if __name__ == "__main__":

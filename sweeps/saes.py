@@ -14,20 +14,23 @@ import jax
 from rich.console import Console
 
 import cases
+from siitjax.behaviour import behaviour
 from siitjax.choice import check_choice
 from siitjax.command import MOST_SEEDS, Command, flag, main
 from siitjax.cores import cores
 from siitjax.errors import UserError
+from siitjax.export import weights_digest
 from siitjax.files import replaced
+from siitjax.jsonl import Row
 from siitjax.policy import use_compilation_cache
 from siitjax.ranks import LEAST
 from siitjax.report import Verdict
 from siitjax.sae.kinds import KINDS
 from siitjax.sae.known import held
 from siitjax.sae.report import beside, compared, costs_table, kinds_table, picture
-from siitjax.sae.results import Row, SAEResults
+from siitjax.sae.results import SAEResults
 from siitjax.sae.site import HOOKS, find_sites
-from siitjax.sae.study import Cost, Job, Subject, score_jobs, train_jobs
+from siitjax.sae.study import Cost, Job, Subject, score_jobs, train_jobs, unscored
 from siitjax.sae.train import SAEConfig
 
 PAIRS = ("0+1", "0+2", "0+3", "1+2", "1+3", "2+3")
@@ -102,20 +105,22 @@ class SAEs(Command):
         if self.pairs > self.held_out:
             raise UserError(f"--pairs is {self.pairs}, but only {self.held_out} samples are --held_out; lower it")
         timed = _saelens() if self.peer else None
-        results = SAEResults(Path(self.out), self.config())
-        screen = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
-        if results.check(resume=self.resume):
-            self._show(results.rows(), screen)
-            screen.print(f"{self.out} was finished before; nothing was changed.")
-            return 0
         with suppress(RuntimeError):  # where something has run before, the devices are what they are
             jax.config.update("jax_num_cpu_devices", self.devices or len(cores()))
-        use_compilation_cache()
         jobs = self.jobs()
+        results = SAEResults(Path(self.out), self.config(jobs))
+        screen = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+        if results.check(resume=self.resume):
+            rows = results.rows()
+            unscored(jobs, rows)
+            self._show(rows, screen)
+            screen.print(f"{self.out} was finished before; nothing was changed.")
+            return 0
+        use_compilation_cache()
         for job in jobs:
             self.sae_config(job)  # which says what is wrong with it
         log = Console(stderr=True, highlight=False, soft_wrap=True)
-        with results.held():
+        with results.held(resume=self.resume):
             log.print(f"{len(jobs)} SAEs, on {len(jax.local_devices())} device(s) ({jax.devices()[0].device_kind})")
             costs = train_jobs(jobs, self.sae_config, results, log.print)
             score_jobs(jobs, results, log.print)
@@ -133,10 +138,17 @@ class SAEs(Command):
         screen.print(f"Results, SAEs and picture: {self.out}")
         return 0
 
-    def config(self) -> dict[str, Any]:
+    def config(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """What decides the rows, as JSON has it."""
         how = ("peer", "devices", "quick", "out", "resume")
-        return {name: [*v] if isinstance(v, tuple) else v for name, v in asdict(self).items() if name not in how}
+        flags = {name: [*v] if isinstance(v, tuple) else v for name, v in asdict(self).items() if name not in how}
+        subjects = {job.subject.name: job.subject for job in jobs if job.subject.trained}
+        weights = {name: weights_digest(subject.model) for name, subject in subjects.items()}
+        return {
+            **flags,
+            "weights": weights,
+            "behaviour": {name: behaviour(subject.case).describe() for name, subject in subjects.items()},
+        }
 
     def jobs(self) -> list[Job]:
         """Every SAE to be trained."""

@@ -1,6 +1,7 @@
 """A study of SAEs: all of them trained, kind by kind and width by width, then scored site by site."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,12 +14,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from siitjax.case import Case
+from siitjax.errors import UserError
+from siitjax.jsonl import Row
 from siitjax.metrics import mean
 from siitjax.sae.dictionary import Dictionary, neurons, of_sae, principal, random_directions
 from siitjax.sae.exam import Exam, prepare_exam
 from siitjax.sae.file import CONFIG, load_sae, save_sae
 from siitjax.sae.kinds import SAE
-from siitjax.sae.results import Row, SAEResults
+from siitjax.sae.results import LAST, SAEResults
 from siitjax.sae.score import FOUND, Found, Scores, probe, score
 from siitjax.sae.site import Site
 from siitjax.sae.spread import compile_spread
@@ -31,6 +34,8 @@ CONTROL_GAIN = 1.0
 """Of an untrained transformer's weights."""
 FITTED = 4_000
 """Tokens that controls are fitted on."""
+CONTROLS = ("neurons", "PCA", "random")
+"""What stands beside the SAEs of a site; the linear probe, whose row is the last, is what they are measured against."""
 
 
 @dataclass(frozen=True)
@@ -166,15 +171,38 @@ def _train_shape(jobs: list[Job], config: Callable[[Job], SAEConfig], results: S
     return Cost(config(jobs[0]).kind, config(jobs[0]).d_in, len(jobs), float(np.median(seconds)), compile_s)
 
 
-def score_jobs(jobs: Sequence[Job], results: SAEResults, say: Callable[[str], None]) -> None:
-    """Scores every SAE, and the controls beside them, of the sites that have no rows yet."""
-    done = {(row["model"], row["trained"], row["site"]) for row in results.rows()}
+def unscored(jobs: Sequence[Job], rows: Sequence[Row]) -> list[list[Job]]:
+    """The jobs, site by site, of the sites that have no rows.
+
+    Raises:
+        UserError: a site has rows, and not all of them.
+    """
+    have = Counter((row["model"], row["trained"], row["site"]) for row in rows)
     place = lambda job: (job.subject.name, not job.subject.trained, job.subject.sites.index(job.site))
+    missing = []
     for _, group in groupby(sorted(jobs, key=place), key=place):
         ours = list(group)
         subject, site = ours[0].subject, ours[0].site
-        if (subject.name, subject.trained, str(site)) in done:
-            continue
+        found, wanted = have[subject.name, subject.trained, str(site)], len(ours) + len(CONTROLS) + 1
+        if found not in (0, wanted):
+            which = subject.name if subject.trained else f"{subject.name} untrained"
+            raise UserError(
+                f"rows.jsonl is damaged: it holds {found} of the {wanted} rows of {site} of {which}; take those out of "
+                "it and summary.json away, and --resume scores the site again"
+            )
+        if not found:
+            missing.append(ours)
+    return missing
+
+
+def score_jobs(jobs: Sequence[Job], results: SAEResults, say: Callable[[str], None]) -> None:
+    """Scores every SAE, and the controls beside them, of the sites that have no rows yet.
+
+    Raises:
+        UserError: a site has rows, and not all of them.
+    """
+    for ours in unscored(jobs, results.rows()):
+        subject, site = ours[0].subject, ours[0].site
         began = time.perf_counter()
         rows = _score_site(subject, site, ours, [load_sae(results.sae(job.name)) for job in ours])
         results.append(rows)
@@ -186,23 +214,19 @@ def _score_site(subject: Subject, site: Site, jobs: list[Job], saes: list[SAE]) 
     x = subject.activations[site][:FITTED]
     exam = prepare_exam(subject.model, subject.case, site, subject.samples[1], subject.pairs, subject.seed)
     most = max(len(sae.W_dec) for sae in saes)
-    controls = {
-        "neurons": neurons(x),
-        "PCA": principal(x, most),
-        "random": random_directions(x, most, np.random.default_rng(subject.seed)),
-    }
-    every = [*map(of_sae, saes), *controls.values()]
+    controls = (neurons(x), principal(x, most), random_directions(x, most, np.random.default_rng(subject.seed)))
+    every = [*map(of_sae, saes), *controls]
     n_latents = max(len(dictionary.W_dec) for dictionary in every)
     stacked: Dictionary = jax.tree.map(lambda *x: jnp.stack(x), *(d.padded(n_latents) for d in every))
     scores: Scores = jax.device_get(compile_spread(score, exam.ground, stacked)(exam.ground, stacked))
     ceiling = jax.device_get(probe(exam))
     heads = [job.describe() for job in jobs]
-    heads += [{**_place(subject, site), "kind": kind, "sparsity": None, "seed": None} for kind in controls]
+    heads += [{**_place(subject, site), "kind": kind, "sparsity": None, "seed": None} for kind in CONTROLS]
     rows = []
     for i, (head, dictionary) in enumerate(zip(heads, every, strict=True)):
         own: Scores = jax.tree.map(lambda x, i=i: x[i], scores)
         rows.append({**head, **_found(own.found, ceiling, exam), **_used(own, len(dictionary.W_dec), subject, exam)})
-    rows.append({**_place(subject, site), "kind": "probe", "sparsity": None, "seed": None})
+    rows.append({**_place(subject, site), "kind": LAST, "sparsity": None, "seed": None})
     rows[-1] |= _found(ceiling, ceiling, exam)
     return rows
 

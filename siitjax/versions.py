@@ -1,0 +1,18 @@
+"""The versions of what trains and measures."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = ("siitjax", "jax", "jaxlib", "equinox", "optax", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Each package's version, and Python's."""
+    return {**{name: _version(name) for name in PACKAGES}, "python": platform.python_version()}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # siitjax itself, where it is run from its source
+        return "unknown"

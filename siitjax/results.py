@@ -179,8 +179,10 @@ class Results:
 
     def curves(self, row: Row) -> dict[str, list[float]]:
         """The curves of the member that `row` describes, one value an epoch."""
-        with open(self.folder / "members" / f"{row['member']:04d}.csv", newline="") as file:
-            epochs = list(csv.DictReader(file))
+        text = (self.folder / "members" / f"{row['member']:04d}.csv").read_text()
+        if not text.endswith("\n"):
+            raise ValueError("its last line is cut short")
+        epochs = list(csv.DictReader(io.StringIO(text)))
         return {name: [float(epoch[name]) for epoch in epochs] for name in CURVES}
 
     def is_finished(self) -> bool:
@@ -258,7 +260,9 @@ class Results:
     def _check_files(self, row: Row) -> None:
         try:
             with safe_open(self.weights(row), "numpy"):
-                self.curves(row)
+                curves = self.curves(row)
+            if {len(curve) for curve in curves.values()} != {row["epochs"]}:
+                raise ValueError(f"its curves are not of {row['epochs']} epochs")
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             files = f"{self.weights(row)} or {self.weights(row).with_suffix('.csv').name}"
             raise ResultsError(

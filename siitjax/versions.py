@@ -1,6 +1,7 @@
 """The versions of what trains and measures."""
 
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = ("siitjax", "jax", "jaxlib", "equinox", "optax", "numpy")
@@ -8,7 +9,12 @@ PACKAGES = ("siitjax", "jax", "jaxlib", "equinox", "optax", "numpy")
 
 def versions() -> dict[str, str]:
     """Each package's version, and Python's."""
-    return {**{name: _version(name) for name in PACKAGES}, "python": platform.python_version()}
+    return dict(_versions())
+
+
+@cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    return (*((name, _version(name)) for name in PACKAGES), ("python", platform.python_version()))
 
 
 def _version(name: str) -> str:

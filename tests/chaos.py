@@ -1,10 +1,12 @@
 """Kills a sweep again and again, and shows that nothing of it is lost.
 
     python -m tests.chaos --kills=50
+    python -m tests.chaos --tear
 
 One sweep runs undisturbed. The same sweep is then killed (SIGKILL) at random moments, and resumed, on one or two
 workers, until it is finished: its rows and weights must be those of the undisturbed one, bit for bit. A line a kill
-says what was killed, and what it was doing.
+says what was killed, and what it was doing. With --tear nothing is killed, and each file is torn at every byte of its
+last write: see tests/tear.py.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siitjax.command import Command, flag, main
+from tests.tear import everything
 
 SWEEP = ("--seeds=2", "--epochs=25", "--samples=4000", "--beta2=0.9", "--save_seconds=0.2")
 RUN_SECONDS = 9.0
@@ -79,10 +82,20 @@ class Chaos(Command):
 
     kills: int = flag(50, "how many", least=1)
     seed: int = flag(0, "decides the moments", least=0)
+    tear: bool = flag(False, "tear every file at every byte of its last write instead, and go on from there")
+    every: int = flag(1, "of these bytes, one in so many", least=1)
 
     def run(self) -> int:
         with tempfile.TemporaryDirectory() as name:
-            return self._run(Path(name))
+            return self._tear(Path(name)) if self.tear else self._run(Path(name))
+
+    def _tear(self, home: Path) -> int:
+        times = well = 0
+        for torn in everything(home, self.every):
+            print(torn, flush=True)
+            times, well = times + torn.times, well + torn.well
+        print(f"{well} of {times} tears lost nothing", flush=True)
+        return 0 if well == times else 1
 
     def _run(self, home: Path) -> int:
         whole, folder = home / "undisturbed", home / "killed"

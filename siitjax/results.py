@@ -215,7 +215,8 @@ class Results:
             found = json.loads(path.read_text())
         except ValueError:
             raise ResultsError(f"{path} is torn: it is not whole JSON; restore it, or choose another --out") from None
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
+        members = found.get("members") if isinstance(found, dict) and found.get("format") == FORMAT else None
+        if not isinstance(members, list) or not all(isinstance(member, dict) for member in members):
             raise ResultsError(f"{self.folder} holds a config.json that is not of {FORMAT}; choose another --out")
         return found
 

@@ -146,7 +146,7 @@ def sweep(folder: Path, every: int) -> Iterator[Tear]:
     yield torn.at("its last row", "rows.jsonl", rows, len(before))
     config = torn.whole["config.json"]
     yield torn.at("its config", ".config.json.new", config, without=["config.json", "rows.jsonl", *members])
-    yield torn.at("its config, by others", "config.json", config, refused=True)
+    yield torn.at("its config, by others", "config.json", config.rstrip(), refused=True)
     for kind in ("safetensors", "csv"):
         name, whole = f"members/{last}.{kind}", torn.whole[f"members/{last}.{kind}"]
         late = ["rows.jsonl", *(other for other in members if last in other)]

@@ -25,7 +25,7 @@ from siitjax.lanes import without_keys
 from siitjax.results import Results
 from siitjax.sae.results import LAST, SAEResults
 from siitjax.sweep import Member, Outcome
-from siitjax.train import History, Stop, make_train
+from siitjax.train import History, State, Stop, make_train
 from siitjax.transformer import init_transformer
 from tests.tiny import CONFIG, LEARNS, STAYS
 
@@ -165,14 +165,23 @@ def saes(folder: Path, every: int) -> Iterator[Tear]:
     yield torn.at("its config", ".config.json.new", config, without=["config.json", "rows.jsonl"])
 
 
-def checkpoints(folder: Path, every: int) -> Iterator[Tear]:
-    """Tears each file of a checkpoint: a member's state is then passed over, or has the bits that were saved."""
+def saved(folder: Path) -> list[State]:
+    """Saves a checkpoint of two members that have not trained; gives their states."""
     init = jax.jit(make_train(CONFIG).init)
     states = [init(STAYS.traced(), jax.random.key(seed)) for seed in range(2)]
-    with Checkpoints(folder, "0001-0", SWEEP) as saved:
-        saved.save(jax.tree.map(lambda *x: jnp.stack(x), *states), [Occupant(i, 1, 1.0) for i in range(2)])
-        saved.wait()
-    bits = lambda state: [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(without_keys(state))]
+    with Checkpoints(folder, "0001-0", SWEEP) as saving:
+        saving.save(jax.tree.map(lambda *x: jnp.stack(x), *states), [Occupant(i, 1, 1.0) for i in range(2)])
+        saving.wait()
+    return states
+
+
+def bits(state: State) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(without_keys(state))]
+
+
+def checkpoints(folder: Path, every: int) -> Iterator[Tear]:
+    """Tears each file of a checkpoint: a member's state is then passed over, or has the bits that were saved."""
+    states = saved(folder)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         whole, times, well = path.read_bytes(), 0, 0
         for left in cuts(whole, 0, every):

@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cases
+import siitjax.checkpoint
+from siitjax.checkpoint import CheckpointError, find, load
 from siitjax.errors import UserError
 from siitjax.files import Lock, hold
 from siitjax.folder import new_folder
@@ -124,6 +127,24 @@ def test_a_full_disk_is_one_line_and_the_sweep_goes_on_from_it(tmp_path):
         assert (results.folder / "rows.jsonl").read_bytes() == b""
     tear.run(results.folder)
     assert tear.contents(results.folder) == tear.contents(tmp_path / "whole")
+
+
+def test_a_checkpoint_that_is_read_with_another_number_than_was_saved_is_passed_over(tmp_path, monkeypatch):
+    """orbax reads zeros that a power cut left as numbers."""
+    states, read = tear.saved(tmp_path), siitjax.checkpoint._read
+    (spot,) = find(tmp_path, tear.SWEEP)[1]
+    assert tear.bits(load(tmp_path, spot, states[0])) == tear.bits(states[1])
+
+    def zeroed(place: Path):
+        leaves, checksums = read(place)
+        whole = {name: np.array(leaf) for name, leaf in leaves.items()}
+        first = next(leaf for leaf in whole.values() if leaf[1].any())
+        first[1].flat[np.flatnonzero(first[1])[0]] = 0
+        return whole, checksums
+
+    monkeypatch.setattr(siitjax.checkpoint, "_read", zeroed)
+    with pytest.raises(CheckpointError, match=r"00000001 is torn \(its numbers are not those that were saved\)"):
+        load(tmp_path, spot, states[0])
 
 
 def test_nothing_is_named_before_it_is_on_the_disk_and_no_row_is_written_before_its_files_are(tmp_path, monkeypatch):

@@ -20,8 +20,8 @@ import numpy as np
 import siitjax.checkpoint
 from siitjax.checkpoint import CheckpointError, Checkpoints, Occupant, find, load
 from siitjax.errors import UserError
-from siitjax.evaluate import Metrics
 from siitjax.lanes import without_keys
+from siitjax.metrics import Metrics, Tally
 from siitjax.results import Results
 from siitjax.sae.results import LAST, SAEResults
 from siitjax.sweep import Member, Outcome
@@ -56,15 +56,13 @@ def outcome(seed: int) -> Outcome:
     """What a member gives: weights and curves that its seed decides."""
     rng, circuit, epochs = np.random.default_rng(seed), CONFIG.case.circuit, 2
     n_circuit, n_unused = int(circuit.circuit_mask.sum()), int(circuit.unused_mask.sum())
-    nodes = {"node_iia": n_circuit, "node_changed_iia": n_circuit, "node_siia": n_unused}
-
-    shares = {f.name: jnp.asarray(rng.random(nodes.get(f.name, ())), jnp.float32) for f in fields(Metrics)}
-    changed = jnp.ones(n_circuit, jnp.int32)
-    metrics = Metrics(**{**shares, "node_changed": changed, "perfect": jnp.bool_(False)})
+    swaps = {"node": (n_circuit,), "changed": (n_circuit,), "whole": (n_circuit,), "unused": (n_unused,)}
+    tally = lambda shape: Tally(rng.integers(0, 100, shape), np.full(shape, 100))
+    metrics = Metrics(**{f.name: tally(swaps.get(f.name, ())) for f in fields(Metrics)})
     blank = jax.eval_shape(lambda: init_transformer(CONFIG.case.config, key=jax.random.key(0)))
     model = jax.tree.map(lambda w: jnp.asarray(rng.standard_normal(w.shape), w.dtype), blank)
     history = History(
-        jnp.asarray(rng.random((epochs, 3)), jnp.float32), jax.tree.map(lambda x: jnp.stack([x] * epochs), metrics)
+        jnp.asarray(rng.random((epochs, 3)), jnp.float32), jax.tree.map(lambda x: np.stack([x] * epochs), metrics)
     )
     return Outcome(Stop.EXHAUSTED, epochs, 1.0, metrics, history, model)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import jax
@@ -58,7 +59,8 @@ def outcome(seed: int) -> Outcome:
     n_circuit, n_unused = int(circuit.circuit_mask.sum()), int(circuit.unused_mask.sum())
     swaps = {"node": (n_circuit,), "changed": (n_circuit,), "whole": (n_circuit,), "unused": (n_unused,)}
     tally = lambda shape: Tally(rng.integers(0, 100, shape), np.full(shape, 100))
-    metrics = Metrics(**{f.name: tally(swaps.get(f.name, ())) for f in fields(Metrics)})
+    tallies: dict[str, Any] = {f.name: tally(swaps.get(f.name, ())) for f in fields(Metrics) if f.name != "edges"}
+    metrics = Metrics(**tallies)
     blank = jax.eval_shape(lambda: init_transformer(CONFIG.case.config, key=jax.random.key(0)))
     model = jax.tree.map(lambda w: jnp.asarray(rng.standard_normal(w.shape), w.dtype), blank)
     history = History(

@@ -42,10 +42,15 @@ class Ended(NamedTuple):
     err: str
 
 
-def run(*command: str, within: float = HANGS, **env: str) -> Ended:
-    """`python` with these words, in a process of its own."""
+def run(*command: str, input: str = "", within: float = HANGS, **env: str) -> Ended:
+    """`python` with these words, and this on its standard input, in a process of its own."""
     ended = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, timeout=within, env={**os.environ, **env}
+        [sys.executable, *command],
+        input=input,
+        capture_output=True,
+        text=True,
+        timeout=within,
+        env={**os.environ, **env},
     )
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.betas import Betas
+from tests.commands import HANGS, Ended, run
+
 SMALL = ("--seeds=2", "--samples=500", "--batch_size=50", "--epochs=3", "--workers=1")
 REFUSED = (
     (
@@ -41,20 +44,6 @@ REFUSED = (
     (("--seed=3",), "Unknown command line flag 'seed'. Did you mean: seeds"),
     (("left_greater",), '"left_greater" is not a flag; flags are given as --name=value'),
 )
-EACH = """
-import contextlib, io, json, sys
-from siitjax.command import main
-from sweeps.betas import Betas
-for argv in json.loads(sys.argv[1]):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main(Betas, ["betas", *argv])
-        except SystemExit as end:
-            code = end.code
-    print(json.dumps([code, out.getvalue(), err.getvalue()]))
-"""
-
 # A shell that starts the tests in the background has them ignore SIGINT, and so would their children.
 HEEDING = """
 import signal
@@ -65,16 +54,8 @@ main(Betas)
 """
 
 
-def betas(*flags: str, **more) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sweeps.betas", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **more)
-
-
-def in_turn(*argvs: tuple[str, ...]) -> list[tuple[int, str, str]]:
-    """Exit code, output and errors of each command line, in one process without the tests' type checks."""
-    command = [sys.executable, "-c", EACH, json.dumps(argvs)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    return [tuple(json.loads(line)) for line in ended.stdout.splitlines()]
+def betas(*flags: str) -> Ended:
+    return run("-m", "sweeps.betas", *flags)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -88,16 +69,16 @@ def rows(folder: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def finished(tmp_path_factory) -> tuple[Path, Ended]:
     folder = tmp_path_factory.mktemp("sweep") / "results"
     return folder, betas(*SMALL, f"--out={folder}")
 
 
 def test_a_sweep_ends_in_a_table_a_verdict_and_a_folder_that_explains_itself(finished):
     folder, ended = finished
-    assert ended.returncode == 0, ended.stderr
-    assert "95% interval" in ended.stdout
-    assert "Undecided: at beta2 0.9 no seed of single or three converged, so they cannot be compared; " in ended.stdout
+    assert ended.code == 0, ended.err
+    assert "95% interval" in ended.out
+    assert "Undecided: at beta2 0.9 no seed of single or three converged, so they cannot be compared; " in ended.out
     members = [f"members/{i:04d}.{kind}" for i in range(8) for kind in ("csv", "safetensors")]
     others = ["config.json", "figure.pdf", "figure.png", "rows.jsonl", "summary.json"]
     assert list(contents(folder)) == sorted([*members, *others])
@@ -109,52 +90,52 @@ def test_a_sweep_ends_in_a_table_a_verdict_and_a_folder_that_explains_itself(fin
 
 def test_progress_is_plain_lines_when_piped(finished):
     _, ended = finished
-    assert "\x1b" not in ended.stderr + ended.stdout
-    assert ended.stderr.count("exhausted after 3 epochs") == 8
-    assert "[8 of 8, about 0 s left]" in ended.stderr
+    assert "\x1b" not in ended.err + ended.out
+    assert ended.err.count("exhausted after 3 epochs") == 8
+    assert "[8 of 8, about 0 s left]" in ended.err
 
 
-def test_a_finished_folder_is_left_as_it_is(finished):
+def test_a_finished_folder_is_left_as_it_is(finished, commands):
     folder, _ = finished
     before = contents(folder)
     for more in ((), ("--resume",)):
-        again = betas(*SMALL, *more, f"--out={folder}")
-        assert again.returncode == 0
-        assert "was finished before; nothing was changed" in again.stdout
+        (again,) = commands(Betas, (*SMALL, *more, f"--out={folder}"))
+        assert again.code == 0
+        assert "was finished before; nothing was changed" in again.out
         assert contents(folder) == before
 
 
-def test_an_interrupted_sweep_keeps_its_members_and_resumes_to_the_same_rows_and_weights(finished, tmp_path):
+def test_an_interrupted_sweep_keeps_its_members_and_resumes_to_the_same_rows_and_weights(finished, tmp_path, commands):
     whole, _ = finished
     folder = tmp_path / "results"
     command = [sys.executable, "-c", HEEDING, *SMALL, f"--out={folder}"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 120
+    until = time.monotonic() + HANGS
     while not (folder / "rows.jsonl").exists() and time.monotonic() < until:
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=120)
+    _, said = running.communicate(timeout=HANGS)
     assert running.returncode == 130, said
     assert "Go on with the same command and --resume" in said
     kept = len(rows(folder))
     assert 1 <= kept < 8
     assert f"{kept} of 8 members are finished" in said
 
-    refused = betas(*SMALL, f"--out={folder}")
-    assert refused.returncode == 2
-    assert f"holds this sweep unfinished, {kept} of 8 members; add --resume" in refused.stderr
+    (refused,) = commands(Betas, (*SMALL, f"--out={folder}"))
+    assert refused.code == 2
+    assert f"holds this sweep unfinished, {kept} of 8 members; add --resume" in refused.err
 
     resumed = betas(*SMALL, "--resume", f"--out={folder}")
-    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.code == 0, resumed.err
     assert rows(folder) == rows(whole)
     assert {n: c for n, c in contents(folder).items() if n.startswith("members")} == {
         n: c for n, c in contents(whole).items() if n.startswith("members")
     }
 
 
-def test_bad_flags_get_one_line_and_create_nothing(tmp_path):
+def test_bad_flags_get_one_line_and_create_nothing(tmp_path, commands):
     folder = tmp_path / "results"
-    ended = in_turn(*((*flags, f"--out={folder}") for flags, _ in REFUSED))
+    ended = commands(Betas, *((*flags, f"--out={folder}") for flags, _ in REFUSED))
     for (code, out, err), (flags, words) in zip(ended, REFUSED, strict=True):
         assert (code, out) == (2, ""), flags
         assert err.startswith("betas: "), flags
@@ -163,7 +144,7 @@ def test_bad_flags_get_one_line_and_create_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_folders_get_one_line_and_are_left_as_they_are(finished, tmp_path):
+def test_bad_folders_get_one_line_and_are_left_as_they_are(finished, tmp_path, commands):
     folder, _ = finished
 
     def damaged(name: str, change) -> Path:
@@ -191,7 +172,9 @@ def test_bad_folders_get_one_line_and_are_left_as_they_are(finished, tmp_path):
         damaged("other", lambda copy: (copy / "config.json").write_text('{"format": "x"}')): "that is not of siitjax",
     }
     before = contents(tmp_path)
-    ended = in_turn(*((*SMALL, f"--out={path}") for path in expected), (*SMALL, "--epochs=4", f"--out={folder}"))
+    ended = commands(
+        Betas, *((*SMALL, f"--out={path}") for path in expected), (*SMALL, "--epochs=4", f"--out={folder}")
+    )
     words = [*expected.values(), "holds another sweep: its members[0].training.epochs is 3, not 4"]
     for (code, out, err), word in zip(ended, words, strict=True):
         assert (code, out) == (2, ""), err
@@ -200,8 +183,8 @@ def test_bad_folders_get_one_line_and_are_left_as_they_are(finished, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_config_only_prints_the_whole_config_and_creates_nothing(tmp_path):
-    ((code, out, err),) = in_turn(("--config_only", "--seeds=3", f"--out={tmp_path / 'results'}"))
+def test_config_only_prints_the_whole_config_and_creates_nothing(tmp_path, commands):
+    ((code, out, err),) = commands(Betas, ("--config_only", "--seeds=3", f"--out={tmp_path / 'results'}"))
     assert (code, err) == (0, "")
     config = json.loads(out)
     assert len(config["members"]) == 12
@@ -209,8 +192,8 @@ def test_config_only_prints_the_whole_config_and_creates_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_explains_every_flag():
-    ((code, out, err),) = in_turn(("--help",))
+def test_help_explains_every_flag(commands):
+    ((code, out, err),) = commands(Betas, ("--help",))
     assert (code, err) == (0, "")
     for flag in ("case", "seeds", "beta1", "beta2", "updates", "epochs", "samples", "batch_size", "out"):
         assert f"--{flag}: " in out

@@ -1,6 +1,5 @@
 """What a command says of what went wrong: one line of what the user can mend, a traceback of a bug."""
 
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from absl import flags
 from siitjax import hosts
 from siitjax.command import Command, flag, main
 from siitjax.errors import UserError
+from tests.commands import run
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,8 @@ def test_a_reader_that_leaves_ends_it_in_silence():
 
 
 def test_a_backend_that_is_not_there_is_one_line():
-    command = [sys.executable, "-m", "siitjax.evaluate", "1", "--pairs=100"]
-    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "fantasy"})
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.count("\n") == 1
-    assert ended.stderr.startswith('evaluate: JAX_PLATFORMS is "fantasy", and JAX finds no such device here (Unable to')
-    assert ended.stderr.endswith("; unset it, or set it to cpu\n")
+    ended = run("-m", "siitjax.evaluate", "1", "--pairs=100", JAX_PLATFORMS="fantasy")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.count("\n") == 1
+    assert ended.err.startswith('evaluate: JAX_PLATFORMS is "fantasy", and JAX finds no such device here (Unable to')
+    assert ended.err.endswith("; unset it, or set it to cpu\n")

@@ -1,19 +1,16 @@
 """The statistics of verdicts on simulated sweeps: the demonstration itself, in short."""
 
-import subprocess
-import sys
-
 import numpy as np
 
 from siitjax import ranks
+from tests.commands import run
 from tests.coverage import WORLDS, Seen, simulate
 
 
 def test_intervals_cover_the_truth_and_few_verdicts_are_wrong():
-    command = [sys.executable, "-m", "tests.coverage", "--sweeps=200"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert ended.stdout.splitlines()[-1].endswith("; 0 fall short (!)")
+    ended = run("-m", "tests.coverage", "--sweeps=200")
+    assert ended.code == 0, ended.out + ended.err
+    assert ended.out.splitlines()[-1].endswith("; 0 fall short (!)")
 
 
 def test_what_falls_short_is_told():

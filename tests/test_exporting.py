@@ -3,8 +3,6 @@ wrong."""
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from siitjax.folder import read_model
 from siitjax.lens import from_lens_config, lens_config
 from siitjax.trained import save_trained
 from siitjax.transformer import TransformerConfig
+from tests.commands import run
 from tests.folders import FILES, bits, tally, trained
 from tests.folders import folder as folder
 from tests.hooked import VARIANTS
@@ -164,10 +163,10 @@ finally:
 
 
 def test_the_command_is_there_and_needs_no_torch():
-    ended = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, timeout=120)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert "OUT: the folder to write; it must not exist" in ended.stdout
-    assert "--[no]all: " in ended.stdout
+    ended = run("-c", WITHOUT_TORCH)
+    assert (ended.code, ended.err) == (0, "")
+    assert "OUT: the folder to write; it must not exist" in ended.out
+    assert "--[no]all: " in ended.out
 
 
 def test_what_a_config_does_not_say_is_at_transformer_lens_defaults():

@@ -1,8 +1,6 @@
 """`python -m siitjax.evaluate`: every shipped model holds its circuit, and one that does not is told."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -24,16 +22,14 @@ from siitjax.measure import Evaluate, failures, list_batches, measured_again
 from siitjax.metrics import Metrics, Tally, shares
 from siitjax.trained import Trained, read_trained, save_trained
 from siitjax.transformer import init_transformer
+from tests.commands import run
 
 PAIRS = 1_000
+SOME = ["3", "1+2", "0+1+2+3"]
+OTHERS = [name for name in cases.MODELS if name not in SOME]
 
 
-def run(*words):
-    command = [sys.executable, "-m", "siitjax.evaluate", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
-@pytest.mark.parametrize("name", cases.MODELS)
+@pytest.mark.parametrize("name", SOME + [pytest.param(name, marks=pytest.mark.slow) for name in OTHERS])
 def test_a_shipped_model_holds_what_it_stores(name):
     trained = cases.load(name)
     assert cases.number(trained.case.name) == name
@@ -179,22 +175,22 @@ def test_exhaustive_takes_every_string_of_the_tasks_that_have_few_enough():
     assert sum(len(base) for base, _ in batches) == 2**4 + 1_000_000
 
 
-def test_a_model_that_was_harmed_is_told_by_exit_1(tmp_path):
+def test_a_model_that_was_harmed_is_told_by_exit_1(tmp_path, commands):
     trained = cases.load("left_greater")
     harmed = eqx.tree_at(lambda m: m.unembed.b_U, trained.model, replace_fn=lambda b: b.at[0].add(100.0))
     save_trained(tmp_path / "model.safetensors", replace(trained, model=harmed))
-    ended = run(tmp_path, "--pairs=500", "--nodes")
-    assert ended.returncode == 1, ended.stderr
-    assert "Does not hold: accuracy is " in ended.stdout
-    assert "stored figures do not hold." in ended.stdout
+    (ended,) = commands(Evaluate, (str(tmp_path), "--pairs=500", "--nodes"))
+    assert ended.code == 1, ended.err
+    assert "Does not hold: accuracy is " in ended.out
+    assert "stored figures do not hold." in ended.out
 
 
 def test_a_model_that_is_whole_is_told_by_exit_0_with_a_line_a_node():
-    ended = run("left_greater", "--pairs=500", "--nodes")
-    assert ended.returncode == 0, ended.stderr
-    assert "All stored figures hold." in ended.stdout
+    ended = run("-m", "siitjax.evaluate", "left_greater", "--pairs=500", "--nodes")
+    assert ended.code == 0, ended.err
+    assert "All stored figures hold." in ended.out
     for words in ("L0H1", "counts", "MLP0", "joint SIIA", "a random subset"):
-        assert words in ended.stdout
+        assert words in ended.out
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """The question of polysemanticity: its rule, its folder, its refusals, and what it measures of a sweep by width."""
 
 import json
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,23 +19,10 @@ from siitjax.train import History, Stop
 from siitjax.trained import read_converged
 from siitjax.transformer import init_transformer
 from sweeps.capacity import Capacity
-from sweeps.polysemanticity import decide, starts
+from sweeps.polysemanticity import Polysemanticity, decide, starts
 from tests.test_betas import contents
 
 SMALL = ("--models=1", "--strings=20", "--ablated=3", "--backgrounds=2")
-EACH = """
-import contextlib, io, json, sys
-from siitjax.command import main
-from sweeps.polysemanticity import Polysemanticity
-for argv in json.loads(sys.argv[1]):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main(Polysemanticity, ["polysemanticity", *argv])
-        except SystemExit as end:
-            code = end.code
-    print(json.dumps([code, out.getvalue(), err.getvalue()]))
-"""
 
 
 def model_found(name="0+1", tasks=2, live=100, shared=0, high: float | None = 0.02, layers=((0, 50), (0, 50))) -> Model:
@@ -70,17 +55,12 @@ def test_where_superposition_starts_is_the_widest_mlp_that_is_mostly_shared():
     assert "nothing converged" in starts([])
 
 
-def in_turn(*argvs: tuple[str, ...]) -> list[tuple[int, str, str]]:
-    command = [sys.executable, "-c", EACH, json.dumps(argvs)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    return [tuple(json.loads(line)) for line in ended.stdout.splitlines()]
-
-
-def test_the_command_writes_a_folder_once_and_refuses_the_rest_in_one_line(tmp_path):
+def test_the_command_writes_a_folder_once_and_refuses_the_rest_in_one_line(tmp_path, commands):
     out, foreign = tmp_path / "results", tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "summary.json").write_text("[1]")
-    first, again, *refused = in_turn(
+    first, again, *refused = commands(
+        Polysemanticity,
         (*SMALL, f"--out={out}"),
         (*SMALL, f"--out={out}"),
         (*SMALL, "--ablated=4", f"--out={out}"),
@@ -133,10 +113,10 @@ def swept(tmp_path) -> Path:
     return results.folder
 
 
-def test_what_converged_in_a_sweep_is_measured_by_width(swept, tmp_path):
+def test_what_converged_in_a_sweep_is_measured_by_width(swept, tmp_path, commands):
     out = tmp_path / "results"
     flags = (*SMALL, f"--capacity={swept}", f"--out={out}")
-    (code, said, err), again, without = in_turn(flags, flags, (*SMALL, f"--out={out}"))
+    (code, said, err), again, without = commands(Polysemanticity, flags, flags, (*SMALL, f"--out={out}"))
     assert code == 0, err
     summary = json.loads((out / "summary.json").read_text())
     assert [model["name"] for model in summary["models"]] == ["1"]

@@ -25,14 +25,14 @@ from siitjax.files import Lock, hold
 from siitjax.question import worker_words
 from siitjax.worker import find_question
 from sweeps.betas import Betas
-from tests.test_betas import in_turn
+from tests.commands import HANGS, in_one_process, promptly
 
 SMALL = ("--seeds=2", "--beta2=0.9", "--epochs=3", "--samples=400", "--batch_size=50")
 """Four members in two buckets, each trained in a moment."""
 LONG = ("--seeds=1", "--beta2=0.9", "--epochs=1000", "--samples=4000", "--batch_size=3000", "--save_seconds=0.2")
 """Two members, each trained for minutes: an epoch is one update."""
 SECONDS = 8.0
-"""In which a run ends that was interrupted, also while it compiles what takes a quarter of a minute."""
+"""In which a run ends that was interrupted, also while it compiles what takes a quarter of a minute; see `promptly`."""
 
 WEIGHTS_OFF = 1e-3
 """Of weights where XLA adds up in another order, as it does with another number of threads: one whole step of Adam."""
@@ -50,6 +50,10 @@ from sweeps.betas import Betas
 main(Betas)
 """
 COMMAND = (sys.executable, "-c", HEEDING)
+AS_USERS = {"XLA_FLAGS": ""}
+"""Compiled as users' runs are: what one lane and several give is the same to the last bit only so."""
+UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+"""Compiled for seconds, so that a signal comes in the middle of it."""
 Rows = list[dict]
 
 
@@ -82,7 +86,7 @@ class Run:
 
     def until(self, true: Callable[[], object]) -> "Run":
         """Waits for something to be so while the run goes on."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + HANGS
         while not true():
             assert self.process.poll() is None, self.said
             assert time.monotonic() < end, self.said
@@ -96,11 +100,11 @@ class Run:
         found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True).stdout.split()
         return [int(word) for word in found]
 
-    def end(self, code: int, within: float = 300.0) -> str:
+    def end(self, code: int, within: float = HANGS) -> str:
         """What was said, after it ended with this code in so many seconds, and without a traceback."""
         children = self.children()
         assert self.process.wait(within) == code, self.said
-        end = time.monotonic() + 5
+        end = time.monotonic() + promptly(5)
         while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < end:
             time.sleep(0.05)
         assert not [pid for pid in children if Path(f"/proc/{pid}").exists()], "a child is left"
@@ -144,6 +148,13 @@ def whole(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole_as_users(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pool") / "whole"
+    Run(folder, *SMALL, "--workers=1", **AS_USERS).end(0)
+    return folder
+
+
 ON_STANDARD_INPUT = """
 import os, sys
 from dataclasses import dataclass
@@ -162,7 +173,9 @@ sys.exit(question.run())
 def test_a_question_of_no_file_is_run_in_its_own_process_to_the_same_rows(whole, tmp_path):
     folder = tmp_path / "results"
     env = {**os.environ, "ON_CORE": str(min(os.sched_getaffinity(0))), "OUT": str(folder)}
-    ended = subprocess.run([sys.executable], input=ON_STANDARD_INPUT, env=env, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable], input=ON_STANDARD_INPUT, env=env, capture_output=True, text=True, timeout=HANGS
+    )
     assert ended.returncode == 0, ended.stderr
     assert "All in this process: no other can import Mine, which is in no file." in ended.stderr
     assert_same(folder, whole)
@@ -203,12 +216,12 @@ def test_two_workers_give_the_same_members(whole, tmp_path):
     assert_same(tmp_path / "results", whole)
 
 
-def test_lanes_of_one_process_give_the_same_members(whole, tmp_path):
+def test_lanes_of_one_process_give_the_same_members(whole_as_users, tmp_path):
     """On one core, as a worker is: XLA splits a sum over its threads."""
     core = str(min(os.sched_getaffinity(0)))
-    said = Run(tmp_path / "results", *SMALL, "--lanes=3", ON_CORE=core).end(0)
+    said = Run(tmp_path / "results", *SMALL, "--lanes=3", ON_CORE=core, **AS_USERS).end(0)
     assert "4 members to train, 3 at once, on 1 device(s)" in said
-    assert_same(tmp_path / "results", whole)
+    assert_same(tmp_path / "results", whole_as_users)
 
 
 def test_two_hosts_give_the_same_members(whole, tmp_path):
@@ -257,7 +270,7 @@ def kill_worker(run: Run) -> int:
 
 
 def test_a_member_whose_worker_is_killed_is_run_again(whole, tmp_path):
-    run = Run(tmp_path / "results", *SMALL, "--workers=1").until_said("compiling")
+    run = Run(tmp_path / "results", *SMALL, "--workers=1", **UNCACHED).until_said("compiling")
     kill_worker(run)
     assert "member 0: its worker was lost (killed by SIGKILL, as the system does when memory runs out)" in run.end(0)
     assert_same(tmp_path / "results", whole)
@@ -265,7 +278,7 @@ def test_a_member_whose_worker_is_killed_is_run_again(whole, tmp_path):
 
 def test_a_member_whose_workers_are_killed_twice_is_given_up_and_the_others_are_kept(whole, tmp_path):
     folder = tmp_path / "results"
-    run = Run(folder, *SMALL, "--workers=1")
+    run = Run(folder, *SMALL, "--workers=1", **UNCACHED)
     for life in (1, 2):
         killed = kill_worker(run.until_said("compiling", life))
         run.until(lambda killed=killed: killed not in run.children())
@@ -283,12 +296,12 @@ def test_a_member_whose_workers_are_killed_twice_is_given_up_and_the_others_are_
 )
 def test_a_signal_ends_a_run_within_seconds_and_it_says_how_to_go_on(tmp_path, where, number, code, doing):
     folder = tmp_path / "results"
-    cached = str(doing != "compiling").lower()
-    run = Run(folder, *LONG, where, JAX_ENABLE_COMPILATION_CACHE=cached).until_said("compiling")
+    slow = AS_USERS | UNCACHED if doing == "compiling" else {}
+    run = Run(folder, *LONG, where, **slow).until_said("compiling")
     if doing == "training":
         run.until(lambda: [*folder.glob("checkpoints/*/[0-9]*[0-9]/about/metadata")])
     run.process.send_signal(number)
-    said = run.end(code, SECONDS)
+    said = run.end(code, promptly(SECONDS))
     assert "Interrupted; 0 of 2 members are finished and kept" in said
     assert said.endswith("Go on with the same command and --resume.\n")
     lock = hold(folder / ".lock")
@@ -298,16 +311,16 @@ def test_a_signal_ends_a_run_within_seconds_and_it_says_how_to_go_on(tmp_path, w
 
 def test_a_second_interrupt_leaves_at_once(tmp_path):
     """The worker is made to sleep, so that the first has to wait for it."""
-    run = Run(tmp_path / "results", *SMALL, "--workers=1").until_said("compiling")
+    run = Run(tmp_path / "results", *SMALL, "--workers=1", **UNCACHED).until_said("compiling")
     (worker,) = run.children()
     os.kill(worker, signal.SIGSTOP)
     run.process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         run.process.wait(1.0)
     run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(1.0) == 130
+    assert run.process.wait(promptly(1.0)) == 130
     os.kill(worker, signal.SIGCONT)
-    end = time.monotonic() + 5
+    end = time.monotonic() + promptly(5)
     while Path(f"/proc/{worker}").exists() and time.monotonic() < end:
         time.sleep(0.05)
     assert not Path(f"/proc/{worker}").exists()
@@ -345,23 +358,23 @@ def unshared(script: str) -> tuple[str, ...]:
     ("size", "flags"),
     [("40k", ["--workers=1"]), ("120k", ["--workers=2"]), ("100k", ["--lanes=2", "--save_seconds=0"])],
 )
-def test_a_full_disk_is_one_line_and_what_was_written_is_whole(whole, tmp_path, size, flags):
+def test_a_full_disk_is_one_line_and_what_was_written_is_whole(whole_as_users, tmp_path, size, flags):
     small = tmp_path / "small"
     small.mkdir()
     keep = f"trap 'cp -a {small}/results {tmp_path} || :' EXIT"
     before = unshared(f"mount -t tmpfs -o size={size} tmpfs {small}; {keep}")
-    line = last_line(Run(small / "results", *SMALL, *flags, before=before).end(2))
+    line = last_line(Run(small / "results", *SMALL, *flags, before=before, **AS_USERS).end(2))
     assert "No space left on device" in line
     assert "make room" in line
     folder = tmp_path / "results"
     for row in rows(folder):
-        assert row == rows(whole)[row["member"]]
+        assert row == rows(whole_as_users)[row["member"]]
         for kind in ("csv", "safetensors"):
             name = f"members/{row['member']:04d}.{kind}"
-            assert (folder / name).read_bytes() == (whole / name).read_bytes()
+            assert (folder / name).read_bytes() == (whole_as_users / name).read_bytes()
     if size == "40k":
-        Run(folder, *SMALL, "--workers=1", "--resume").end(0)
-        assert_same(folder, whole)
+        Run(folder, *SMALL, "--workers=1", "--resume", **AS_USERS).end(0)
+        assert_same(folder, whole_as_users)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(unfinished):
@@ -381,7 +394,8 @@ def test_flags_that_do_not_go_together_get_one_line_and_create_nothing(tmp_path)
         ("--devices=2", "--workers=2"): "--workers and --devices exclude each other",
         ("--devices=2", "--lanes=3"): "--lanes is 3; it must be a multiple of the 2 devices",
     }
-    ended = in_turn(*((*SMALL, *flags, out) for flags in refused))
+    with in_one_process() as commands:  # its own, since the number of devices is chosen before the first is used
+        ended = commands(Betas, *((*SMALL, *flags, out) for flags in refused))
     for (code, said, err), words in zip(ended, refused.values(), strict=True):
         assert (code, said) == (2, ""), err
         assert re.fullmatch(f"betas: {words.replace('(.*)', '@').replace('@', '[^)]*.*')}.*\n", err), err

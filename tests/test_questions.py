@@ -2,10 +2,7 @@
 meets it, to its table of what is measured after training."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +19,7 @@ from sweeps.heads import Heads
 from sweeps.sampling import METRICS, ONE, SUBSETS, Samplings, backup, measured
 from sweeps.schedule import Schedules
 from sweeps.weights import Weights
+from tests.commands import run
 from tests.test_compare import setting
 
 
@@ -308,12 +306,11 @@ if __name__ == "__main__":
 def test_a_run_ends_in_what_is_measured_of_the_trained_weights(tmp_path):
     (tmp_path / "tiny.py").write_text(TINY)
     folder = tmp_path / "results"
-    command = [sys.executable, str(tmp_path / "tiny.py"), "--seeds=2", "--workers=1", f"--out={folder}"]
-    found = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=found)
-    assert ended.returncode == 0, ended.stderr
-    assert "The unused nodes of what was trained" in ended.stdout
-    assert "seeds hold single swaps (SIIA 99.9) both ways, and the comparison needs 6." in ended.stdout
+    command = (str(tmp_path / "tiny.py"), "--seeds=2", "--workers=1", f"--out={folder}")
+    ended = run(*command, PYTHONPATH=str(Path(__file__).parent.parent))
+    assert ended.code == 0, ended.err
+    assert "The unused nodes of what was trained" in ended.out
+    assert "seeds hold single swaps (SIIA 99.9) both ways, and the comparison needs 6." in ended.out
     kept = json.loads((folder / "ablations.json").read_text())
     assert [one["member"] for one in kept] == [0, 1, 2, 3]
     for one in kept:

@@ -1,11 +1,10 @@
 """What the README shows is what is there: its task is a case's file, and its question runs."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from tests.commands import run
 from tests.test_compare import setting
 
 ROOT = Path(__file__).parent.parent
@@ -24,10 +23,9 @@ def test_the_task_shown_is_the_file_of_a_case():
 def test_the_question_shown_runs(tmp_path):
     (tmp_path / "clip.py").write_text(block("Does it matter at which norm gradients are clipped?"))
     small = ("--seeds=2", "--samples=200", "--batch_size=50", "--epochs=2", f"--out={tmp_path / 'results'}")
-    command = [sys.executable, str(tmp_path / "clip.py"), *small]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr
-    assert "clip 0.1" in ended.stdout
+    ended = run(str(tmp_path / "clip.py"), *small)
+    assert ended.code == 0, ended.err
+    assert "clip 0.1" in ended.out
     assert (tmp_path / "results" / "figure.png").exists()
 
 

@@ -15,6 +15,7 @@ from siitjax.sae.file import load_sae
 from siitjax.sae.kinds import KINDS
 from siitjax.sae.report import compared
 from sweeps.saes import decide
+from tests.commands import HANGS
 
 SMALL = (
     "--models=1+2",
@@ -101,7 +102,7 @@ def ran(tmp_path_factory) -> tuple[Path, list[tuple[int, str, str]]]:
         *((*flags, f"--out={folder / 'never'}") for flags, _ in REFUSED),
     )
     command = [sys.executable, "-c", EACH, json.dumps(argvs)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=HANGS, check=True)
     return folder, [tuple(json.loads(line)) for line in ended.stdout.splitlines()]
 
 

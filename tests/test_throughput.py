@@ -1,8 +1,6 @@
 """The instrument: operations counted against XLA's own count, the peer against our transformer, the command."""
 
 import json
-import subprocess
-import sys
 import warnings
 from functools import partial
 
@@ -16,6 +14,7 @@ from siitjax.flops import forward_flops, step_flops
 from siitjax.interchange import interchange
 from siitjax.train import Purpose, TrainConfig, draw_data, draw_key
 from siitjax.transformer import init_transformer
+from tests.commands import run
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -70,9 +69,9 @@ def test_the_peer_patches_as_our_interchange_does():
 
 def test_the_command_prints_a_row_a_form_and_writes_them(tmp_path):
     small = ("--case=left_greater", "--runs=3", "--lanes=1")
-    command = [sys.executable, "-W", "ignore", "-m", "sweeps.throughput", *small, "--peer=torch", f"--out={tmp_path}"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr
+    command = ("-W", "ignore", "-m", "sweeps.throughput", *small, "--peer=torch", f"--out={tmp_path}")
+    ended = run(*command)
+    assert ended.code == 0, ended.err
     found = json.loads((tmp_path / "throughput.json").read_text())
     rows = [(row["form"], row["lanes"]) for row in found["timings"]]
     assert rows == [(form, 1) for form in ("plain", "plain, pinned", "fast", "torch")]
@@ -81,16 +80,15 @@ def test_the_command_prints_a_row_a_form_and_writes_them(tmp_path):
     assert 0 < cost["occupancy"] <= 1
     assert cost["cached_s"] < cost["compile_s"]
     assert (tmp_path / "throughput.png").exists()
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert (again.returncode, again.stdout) == (2, "")
-    assert "exists; choose another --out" in again.stderr
+    again = run(*command)
+    assert (again.code, again.out) == (2, "")
+    assert "exists; choose another --out" in again.err
 
 
 def test_lanes_on_devices_are_timed_in_one_process(tmp_path):
     small = ("--case=left_greater", "--runs=3", "--lanes=2", "--devices=2", "--profile")
-    command = [sys.executable, "-W", "ignore", "-m", "sweeps.throughput", *small, f"--out={tmp_path}"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr
+    ended = run("-W", "ignore", "-m", "sweeps.throughput", *small, f"--out={tmp_path}")
+    assert ended.code == 0, ended.err
     found = json.loads((tmp_path / "throughput.json").read_text())
     assert [(row["form"], row["lanes"]) for row in found["timings"]] == [("plain", 2), ("fast", 2)]
     assert [*(tmp_path / "profile").rglob("perfetto_trace.json.gz")]

@@ -27,6 +27,7 @@ from siitjax.nodes import head, mlp
 from siitjax.torch import CaseDataset, TorchTransformer, draw_datasets, interchanges, to_bridge, to_torch, tokenizer
 from siitjax.torch.source import transformer
 from tests import parity
+from tests.commands import run
 from tests.hooked import RELU, VARIANTS
 from tests.parity import (
     EXACT,
@@ -61,6 +62,13 @@ def test_every_loader_gives_what_jax_gives_at_every_site_and_under_every_swap(co
     for name, difference in found.items():
         assert max(difference) <= TOLERANCE, name
         assert difference.patched > 0, name  # something was compared
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["shipped", "random"])
+def test_all_shipped_models_give_what_jax_gives_on_a_thousand_samples(weights):
+    ended = run("-W", "ignore", "-m", "tests.parity", f"--weights={weights}")
+    assert ended.code == 0, ended.out + ended.err
 
 
 def test_in_float64_nothing_is_left_of_the_difference():

@@ -6,12 +6,12 @@ run. Our own writes never tear config.json itself, nor a member's files for whic
 place. Where another program did it, that must be refused in one line, and nothing touched.
 """
 
+import gc
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import jax
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import siitjax.checkpoint
-from siitjax.checkpoint import CheckpointError, Checkpoints, Occupant, find, load
+from siitjax.checkpoint import CheckpointError, Checkpoints, Occupant, find, load, quiet
 from siitjax.errors import UserError
 from siitjax.lanes import without_keys
 from siitjax.metrics import Metrics, Tally
@@ -57,10 +57,16 @@ def outcome(seed: int) -> Outcome:
     """What a member gives: weights and curves that its seed decides."""
     rng, circuit, epochs = np.random.default_rng(seed), CONFIG.case.circuit, 2
     n_circuit, n_unused = int(circuit.circuit_mask.sum()), int(circuit.unused_mask.sum())
-    swaps = {"node": (n_circuit,), "changed": (n_circuit,), "whole": (n_circuit,), "unused": (n_unused,)}
-    tally = lambda shape: Tally(rng.integers(0, 100, shape), np.full(shape, 100))
-    tallies: dict[str, Any] = {f.name: tally(swaps.get(f.name, ())) for f in fields(Metrics) if f.name != "edges"}
-    metrics = Metrics(**tallies)
+    tally = lambda *shape: Tally(rng.integers(0, 100, shape), np.full(shape, 100))
+    metrics = Metrics(
+        base=tally(),
+        node=tally(n_circuit),
+        changed=tally(n_circuit),
+        whole=tally(n_circuit),
+        unused=tally(n_unused),
+        joint=tally(),
+        subset=tally(),
+    )
     blank = jax.eval_shape(lambda: init_transformer(CONFIG.case.config, key=jax.random.key(0)))
     model = jax.tree.map(lambda w: jnp.asarray(rng.standard_normal(w.shape), w.dtype), blank)
     history = History(
@@ -203,4 +209,6 @@ def everything(home: Path, every: int) -> Iterator[Tear]:
     with patch("os.fsync"):  # nothing is lost here that the disk has not got yet
         yield from sweep(home / "sweep", every)
         yield from saes(home / "saes", every)
-    yield from checkpoints(home / "checkpoints", CHECKPOINT_EVERY * every)
+    with quiet():  # as the engine reads them
+        yield from checkpoints(home / "checkpoints", CHECKPOINT_EVERY * every)
+        gc.collect()

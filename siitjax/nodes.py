@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Shaped
 
 from siitjax.choice import check_choice
 from siitjax.errors import UserError
@@ -102,11 +102,11 @@ Masks = Bool[Array | np.ndarray, "batch mask node"] | Bool[Array | np.ndarray, "
 
 
 class Sites(NamedTuple):
-    """A mask, cut up by site kind as the transformer uses it; of several masks, these are further axes."""
+    """A mask, or a number a node, cut up by site kind as the transformer uses it; several are further axes."""
 
-    embed: Bool[Array | np.ndarray, "*rest"]
-    z: Bool[Array | np.ndarray, "layer head *rest"]
-    post: Bool[Array | np.ndarray, "layer *rest"] | None
+    embed: Shaped[Array | np.ndarray, "*rest"]
+    z: Shaped[Array | np.ndarray, "layer head *rest"]
+    post: Shaped[Array | np.ndarray, "layer *rest"] | None
 
 
 def edge_name(edge: Edge) -> str:
@@ -189,13 +189,14 @@ class NodeList:
 
     def as_edges(self, mask: Bool[Array | np.ndarray, "*rest node"]) -> Bool[Array | np.ndarray, "*rest reader sender"]:
         """A mask of nodes as one of edges: every reader of a masked node sees the source's value."""
-        return mask[..., None, :] & self.edge_mask(self.possible_edges)
+        possible = self.edge_mask(self.possible_edges)
+        return mask[..., None, :] & possible.reshape((1,) * (mask.ndim - 1) + possible.shape)
 
     def edges_in(self, mask: Bool[np.ndarray, "reader sender"]) -> tuple[Edge, ...]:
         """The edges at which `mask` is true."""
         return tuple(e for e in self.possible_edges if mask[self.readers.index(e[1]), self.nodes.index(e[0])])
 
-    def sites(self, mask: Bool[Array | np.ndarray, "node *rest"]) -> Sites:
-        """`mask` by site kind; of several masks, the nodes lie on the first axis."""
+    def sites(self, mask: Shaped[Array | np.ndarray, "node *rest"]) -> Sites:
+        """`mask`, or a number a node, by site kind; of several, the nodes lie on the first axis."""
         blocks = mask[1:].reshape(self.n_layers, self.n_heads + self.has_mlp, *mask.shape[1:])
         return Sites(mask[0], blocks[:, : self.n_heads], blocks[:, -1] if self.has_mlp else None)

@@ -7,9 +7,12 @@ sender's positions, and of which source run. A swap of nodes is the case in whic
 from collections.abc import Sequence
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped
+
+from siitjax.errors import UserError
 
 
 class EdgeSwaps(eqx.Module):
@@ -40,6 +43,50 @@ class EdgeSwaps(eqx.Module):
     def within(self, size: int) -> "EdgeSwaps":
         """The swaps of a batch of which parts, `size` long, are taken one by one: sources are counted in the part."""
         return self if self.sources is None else eqx.tree_at(lambda s: s.sources, self, self.sources % size)
+
+    def check(self, n_nodes: int, base: tuple[int, ...], source: tuple[int, ...]) -> None:
+        """Whether these are swaps of such samples: a wrong axis would be broadcast, a wrong number clamped, in silence.
+
+        Args:
+            base, source: how many samples, and tokens in each.
+
+        Raises:
+            UserError: an axis has another length, or there is no such source run (which, where it is traced, goes
+                unchecked).
+        """
+        (batch, seq), (runs, there) = base, source
+        if there != seq:
+            raise UserError(f"the sources have {there} tokens, the bases {seq}; a swap needs the same of both")
+        masks = self.edges.shape[1]
+        for name, given, needed in (
+            ("edges", self.edges, (batch, masks, n_nodes, n_nodes)),
+            ("positions", self.positions, (batch, masks, n_nodes, seq)),
+            ("sources", self.sources, (batch, masks, n_nodes)),
+        ):
+            if given is not None and given.shape != needed:
+                raise UserError(
+                    f"the swaps' {name} have shape {given.shape}, but {batch} samples of {seq} tokens "
+                    f"on {n_nodes} nodes take {needed}"
+                )
+        if self.sources is None:
+            if runs != batch:
+                raise UserError(f"there are {runs} sources of {batch} samples; give one for each, or number them")
+        elif not isinstance(self.sources, jax.core.Tracer):
+            numbers = np.asarray(self.sources)
+            if (wrong := numbers[(numbers < 0) | (numbers >= runs)]).size:
+                raise UserError(
+                    f"the swaps take a sender from source run {wrong[0]}, but there are {runs}, counted from 0"
+                )
+
+
+def check_edge_mask(mask: Bool[Array | np.ndarray, "..."], n_nodes: int, n_tokens: int) -> None:
+    """Raises UserError where a mask is not one of the edges between so many nodes, or at positions of other samples."""
+    accepted = (n_nodes, n_nodes), (n_nodes, n_nodes, n_tokens)
+    if mask.shape not in accepted:
+        raise UserError(
+            f"the mask of edges has shape {mask.shape}; here it takes {accepted[0]}, readers first, "
+            f"or {accepted[1]} with the sender's positions"
+        )
 
 
 def stacked(swaps: Sequence[EdgeSwaps]) -> EdgeSwaps:

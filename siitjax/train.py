@@ -100,6 +100,9 @@ class Hyperparams(eqx.Module):
                 value = getattr(self, name)
                 if isinstance(value, int | float) and not accepts(_as_trained(value)):
                     raise UserError(f"{name} is {value}; it must be {words}")
+        known = [p for p in (self.p_edge, self.p_nodes, self.p_edges) if isinstance(p, int | float)]
+        if _as_trained(sum(known)) > 1:
+            raise UserError(f"p_edge, p_nodes and p_edges come to {sum(known):g} together; they may come to 1 at most")
 
     def traced(self) -> "Hyperparams":
         """The same numbers as float32 arrays, as the compiled functions take them."""

@@ -3,7 +3,7 @@
 The reference runs in torch and swaps nodes by hooks of its own, head by head; it knows nothing of masks."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -137,3 +137,74 @@ def assert_agree(ours, theirs) -> None:
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         np.testing.assert_allclose(value, theirs[key], rtol=0, atol=TOLERANCE, err_msg=key)
+
+
+Writes = dict[str, torch.Tensor]
+"""What each node wrote to the residual stream in one run, biases apart, by its name: (seq, d_model)."""
+Swapped = Callable[[str, str], Sequence[bool] | np.ndarray]
+
+
+def by_reader_twin(model: Transformer) -> HookedTransformer:
+    """`hooked_twin`, in which every head's and MLP's input, and every head's output, has a hook of its own."""
+    reference = hooked_twin(model)
+    reference.set_use_split_qkv_input(True)
+    reference.set_use_attn_result(True)
+    reference.set_use_hook_mlp_in(not model.config.attn_only)
+    return reference
+
+
+def recorders(reference: HookedTransformer, writes: Writes) -> list:
+    """Hooks that note what is written into `writes`, in the order of the stream."""
+
+    def embed(value, hook):
+        writes["embed"] = value[0]
+
+    def heads(value, hook):
+        for i in range(value.shape[2]):
+            writes[f"L{hook.layer()}H{i}"] = value[0, :, i]
+
+    def mlp(value, hook):
+        # Less the output's bias, which is no more the node's than the others' b_O are.
+        writes[f"MLP{hook.layer()}"] = value[0] - reference.blocks[hook.layer()].mlp.b_out
+
+    blocks = range(reference.cfg.n_layers)
+    mlps = [] if reference.cfg.attn_only else [(f"blocks.{i}.hook_mlp_out", mlp) for i in blocks]
+    return [("hook_embed", embed), *((f"blocks.{i}.attn.hook_result", heads) for i in blocks), *mlps]
+
+
+def written(reference: HookedTransformer, tokens) -> Writes:
+    """What each node writes in a run of one sample with nothing swapped."""
+    writes: Writes = {}
+    with torch.no_grad():
+        reference.run_with_hooks(torch.as_tensor(tokens).long()[None], fwd_hooks=recorders(reference, writes))
+    return writes
+
+
+def path_patched(reference: HookedTransformer, tokens, swapped: Swapped, there: Writes) -> np.ndarray:
+    """Logits of one sample where each reader sees what swapped senders wrote in a source run (path patching).
+
+    Each reader's input is moved by what the sender wrote there less what it wrote here; the stream itself is not.
+
+    Args:
+        reference: of `by_reader_twin`.
+        swapped: whether a reader sees a sender's source value, at each position: (sender, reader) -> (seq,).
+        there: what each sender wrote in its source run.
+    """
+    here: Writes = {}
+
+    def moved(reader: str) -> torch.Tensor:
+        return sum(torch.as_tensor(swapped(s, reader))[:, None] * (there[s] - own) for s, own in here.items())
+
+    def heads(value, hook):
+        return value + torch.stack([moved(f"L{hook.layer()}H{i}") for i in range(value.shape[2])], 1)[None]
+
+    def at(reader):
+        return lambda value, hook: value + moved(reader)[None]
+
+    n = reference.cfg.n_layers
+    hooks = [(f"blocks.{i}.hook_{part}_input", heads) for i in range(n) for part in "qkv"]
+    hooks += [] if reference.cfg.attn_only else [(f"blocks.{i}.hook_mlp_in", at(f"MLP{i}")) for i in range(n)]
+    hooks += [(f"blocks.{n - 1}.hook_resid_post", at("logits"))]
+    with torch.no_grad():
+        given = torch.as_tensor(tokens).long()[None]
+        return reference.run_with_hooks(given, fwd_hooks=[*recorders(reference, here), *hooks])[0].numpy()

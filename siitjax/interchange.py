@@ -107,8 +107,12 @@ def interchange_edges(
 
     The first answer is the base run's, with nothing swapped; those of the swaps follow, in order. The source runs
     are data, as in `interchange`.
+
+    Raises:
+        UserError: these do not belong together; see `siitjax.fit` and `EdgeSwaps.check`.
     """
     check_fits(model, circuit, base, source)
+    swaps.check(len(circuit.nodes), base.shape, source.shape)
     form = form or fastest()
     _, there = form.run(model, source)
     logits, _ = form.run(model, base)
@@ -121,7 +125,8 @@ def interchange_edges(
 def edge_labels(
     circuit: Circuit, base: Int[Array, "batch seq"], source: Int[Array, "source seq"], swaps: EdgeSwaps
 ) -> Shaped[Array, "batch mask seq *label"]:
-    """The circuit's labels under swaps of edges."""
+    """The circuit's labels under swaps of edges. Raises UserError where these are not of it, or of such samples."""
+    swaps.check(len(circuit.nodes), base.shape, source.shape)
     _, values = jax.vmap(circuit)(source)
     places = (EMBED, *(v.node for v in circuit.ordered))
     index = lambda node: None if swaps.sources is None else swaps.sources[..., circuit.nodes.index(node)]

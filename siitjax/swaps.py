@@ -79,16 +79,6 @@ class EdgeSwaps(eqx.Module):
                 )
 
 
-def check_edge_mask(mask: Bool[Array | np.ndarray, "..."], n_nodes: int, n_tokens: int) -> None:
-    """Raises UserError where a mask is not one of the edges between so many nodes, or at positions of other samples."""
-    accepted = (n_nodes, n_nodes), (n_nodes, n_nodes, n_tokens)
-    if mask.shape not in accepted:
-        raise UserError(
-            f"the mask of edges has shape {mask.shape}; here it takes {accepted[0]}, readers first, "
-            f"or {accepted[1]} with the sender's positions"
-        )
-
-
 def stacked(swaps: Sequence[EdgeSwaps]) -> EdgeSwaps:
     """The masks of several swaps of the same batch, one after another."""
     join = lambda *parts: jnp.concatenate(parts, 1)

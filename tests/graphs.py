@@ -107,26 +107,32 @@ def task(tokens: list) -> list:
 
 
 def without_task(tokens: list) -> list:
-    """The sample as each task sees it: from BOS on, and the tokens that name a task as "(" where a swap brings them."""
-    return [LEFT if token > RIGHT else token for token in tokens[1:]] + [1]
+    """The sample as each task sees it: what names a task is a "(" where a swap brings it, and a pad at the first."""
+    return [1, *(LEFT if token > RIGHT else token for token in tokens[1:])]
+
+
+def behind_the_task(v: Plain) -> Plain:
+    """A task's own variable, whose sample begins at the second position, and goes round to the first."""
+    turned = lambda *values: v.compute(*(value[1:] + value[:1] for value in values))
+    return v._replace(compute=lambda *values: turned(*values)[-1:] + turned(*values)[:-1])
 
 
 def answer(task: list, *labels: list) -> list:
-    return [(0, *labels[which])[i] for i, which in enumerate(task)]
+    return [0, *(labels[which][i] for i, which in list(enumerate(task))[1:])]
+
+
+def of_task(name: str, graph: Graph) -> Graph:
+    """The variables of one task of several, under names and with tokens of its own."""
+    own = {f"{name}.tokens": Plain(None, ("tokens",), without_task)}
+    for variable, v in graph.items():
+        own[f"{name}.{variable}"] = behind_the_task(v)._replace(reads=tuple(f"{name}.{read}" for read in v.reads))
+    return own
 
 
 BOTH: Graph = {
     "task": Plain("L0H0", ("tokens",), task),
-    "left_greater.tokens": Plain(None, ("tokens",), without_task),
-    "left_greater.counts": Plain("L0H1", ("left_greater.tokens",), counts),
-    "left_greater.left_greater": Plain("MLP0", ("left_greater.counts",), LEFT_GREATER["left_greater"].compute),
-    "left_greater.answer": Plain(None, ("left_greater.left_greater",), LEFT_GREATER["answer"].compute),
-    "paren_checker.tokens": Plain(None, ("tokens",), without_task),
-    "paren_checker.counts": Plain("L0H3", ("paren_checker.tokens",), counts),
-    "paren_checker.elevation": Plain("MLP0", ("paren_checker.counts",), PAREN_CHECKER["elevation"].compute),
-    "paren_checker.checks": Plain("MLP1", ("paren_checker.elevation",), PAREN_CHECKER["checks"].compute),
-    "paren_checker.horizon": Plain("L2H3", ("paren_checker.checks",), horizon),
-    "paren_checker.balanced": Plain("MLP2", ("paren_checker.checks", "paren_checker.horizon"), balanced),
+    **of_task("left_greater", LEFT_GREATER),
+    **of_task("paren_checker", PAREN_CHECKER),
     "answer": Plain("MLP3", ("task", "left_greater.answer", "paren_checker.balanced"), answer),
 }
 """left_greater and paren_checker in one transformer."""

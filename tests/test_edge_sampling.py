@@ -60,7 +60,7 @@ def test_only_edges_that_there_are_and_siit_none_of_the_circuit():
 
 
 def test_before_edges_from_one_node_is_swapped_or_unused_ones_from_the_pairs_source_at_all_positions():
-    edges, positions, sources = drawn(compound=False, p_edge=0.9, p_whole=1.0, p_own=1.0, p_positions=1.0)
+    edges, positions, sources = drawn(compound=False, p_edge=0.7, p_whole=1.0, p_own=1.0, p_positions=1.0)
     senders, of_nodes = columns(edges)
     assert of_nodes.all()
     assert (senders[:, EDGES_OF_IIT].sum(1) == 1).all()

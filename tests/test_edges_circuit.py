@@ -280,11 +280,10 @@ def test_the_frozen_rule_refuses_edges():
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
-        *(
-            ((7, 7, seq), r"of edges has shape .*; here it takes \(7, 7\), .* \(7, 7, 2\) with .* positions$")
-            for seq in (1, 3)
-        ),
-        *((shape, "^the mask (of edges has shape|has 6 places)") for shape in ((6, 6), (7, 6), (6, 7, 2))),
+        ((7, 7, 3), "^the mask has 3 positions, but the sample 2 tokens; give it as many$"),
+        ((7, 7, 1), "^the mask has 1 positions, but the sample 2 tokens; give it as many$"),
+        ((6, 6), "^the mask has 6 places, but the transformer has 7 nodes; give it one a node$"),
+        ((7, 6, 2), "^the mask has 6 places, but the transformer has 7 nodes; give it one a node$"),
     ],
 )
 def test_a_mask_of_other_nodes_or_positions_is_refused(shape, words):

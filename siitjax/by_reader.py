@@ -77,10 +77,11 @@ def _written_there(model: Transformer, source: Columnar, swaps: EdgeSwaps, centr
     """What each sender wrote in the source run of each n: data, through which no gradient flows."""
     assert source.embed is not None
     written = [jnp.tensordot(centre, source.embed, 1)[None]]
-    for block, z, post in zip(model.blocks, source.z, source.post, strict=True):
+    posts = iter(source.post)
+    for block, z in zip(model.blocks, source.z, strict=True):
         written.append(jnp.einsum("hdm,hdsob->hmsob", block.attn.W_O @ centre, z))
         if block.mlp is not None:
-            written.append(_product(block.mlp.W_out @ centre, post)[None])
+            written.append(_product(block.mlp.W_out @ centre, next(posts))[None])
     there = jax.lax.stop_gradient(jnp.concatenate(written)[..., 0, :])
     if swaps.sources is None:
         return jnp.tile(there, swaps.edges.shape[1])
@@ -117,7 +118,9 @@ _written.defvjp(_written_forward, _written_backward)
 
 
 @jax.custom_vjp
-def _seen(x: Stream, deltas: tuple[Streams, ...], masks: tuple[Float[Array, "reader _ n"], ...]) -> Streams:
+def _seen(
+    x: Stream, deltas: tuple[Float[Array, "_ d_model seq n"], ...], masks: tuple[Float[Array, "reader _ n"], ...]
+) -> Streams:
     """The stream as each reader sees it, given what it may see of the senders so far and whether, group by group."""
 
     def stage(x, deltas, masks):

@@ -90,7 +90,10 @@ def stacked(swaps: Sequence[EdgeSwaps]) -> EdgeSwaps:
 
 
 def of_source(
-    values: Shaped[Array, "batch ..."], sources: Int[Array, "batch mask"] | None
-) -> Shaped[Array, "batch mask ..."]:
-    """What a sender holds in the source run of each example and mask; the mask axis is 1 long where all are alike."""
+    values: Shaped[Array, "source ..."], sources: Int[Array, "batch mask"] | None
+) -> Shaped[Array, "_ _ ..."]:
+    """What a sender holds in the source run of each example and mask: (batch, mask, ...).
+
+    Without numbers each example's source run is that of its own number; the mask axis is 1 long then.
+    """
     return values[:, None] if sources is None else values[sources]

@@ -140,20 +140,21 @@ def assert_agree(ours, theirs) -> None:
 
 
 Writes = dict[str, torch.Tensor]
-"""What each node wrote to the residual stream in one run, biases apart, by its name: (seq, d_model)."""
+"""What each node wrote to the residual stream in one run, by its name: (seq, d_model)."""
 Swapped = Callable[[str, str], Sequence[bool] | np.ndarray]
 
 
-def by_reader_twin(model: Transformer) -> HookedTransformer:
+def by_reader_twin(model: Transformer) -> "HookedTransformer":
     """`hooked_twin`, in which every head's and MLP's input, and every head's output, has a hook of its own."""
     reference = hooked_twin(model)
     reference.set_use_split_qkv_input(True)
     reference.set_use_attn_result(True)
-    reference.set_use_hook_mlp_in(not model.config.attn_only)
+    if not model.config.attn_only:
+        reference.set_use_hook_mlp_in(True)
     return reference
 
 
-def recorders(reference: HookedTransformer, writes: Writes) -> list:
+def recorders(reference: "HookedTransformer", writes: Writes) -> list:
     """Hooks that note what is written into `writes`, in the order of the stream."""
 
     def embed(value, hook):
@@ -164,15 +165,15 @@ def recorders(reference: HookedTransformer, writes: Writes) -> list:
             writes[f"L{hook.layer()}H{i}"] = value[0, :, i]
 
     def mlp(value, hook):
-        # Less the output's bias, which is no more the node's than the others' b_O are.
-        writes[f"MLP{hook.layer()}"] = value[0] - reference.blocks[hook.layer()].mlp.b_out
+        # Its bias with it, which moves nothing: it is the same in every run.
+        writes[f"MLP{hook.layer()}"] = value[0]
 
     blocks = range(reference.cfg.n_layers)
     mlps = [] if reference.cfg.attn_only else [(f"blocks.{i}.hook_mlp_out", mlp) for i in blocks]
     return [("hook_embed", embed), *((f"blocks.{i}.attn.hook_result", heads) for i in blocks), *mlps]
 
 
-def written(reference: HookedTransformer, tokens) -> Writes:
+def written(reference: "HookedTransformer", tokens) -> Writes:
     """What each node writes in a run of one sample with nothing swapped."""
     writes: Writes = {}
     with torch.no_grad():
@@ -180,7 +181,7 @@ def written(reference: HookedTransformer, tokens) -> Writes:
     return writes
 
 
-def path_patched(reference: HookedTransformer, tokens, swapped: Swapped, there: Writes) -> np.ndarray:
+def path_patched(reference: "HookedTransformer", tokens, swapped: Swapped, there: Writes) -> np.ndarray:
     """Logits of one sample where each reader sees what swapped senders wrote in a source run (path patching).
 
     Each reader's input is moved by what the sender wrote there less what it wrote here; the stream itself is not.
@@ -193,7 +194,8 @@ def path_patched(reference: HookedTransformer, tokens, swapped: Swapped, there: 
     here: Writes = {}
 
     def moved(reader: str) -> torch.Tensor:
-        return sum(torch.as_tensor(swapped(s, reader))[:, None] * (there[s] - own) for s, own in here.items())
+        moves = [torch.as_tensor(swapped(s, reader))[:, None] * (there[s] - own) for s, own in here.items()]
+        return torch.stack(moves).sum(0)
 
     def heads(value, hook):
         return value + torch.stack([moved(f"L{hook.layer()}H{i}") for i in range(value.shape[2])], 1)[None]

@@ -225,7 +225,7 @@ def terms_by_hand(model, base: np.ndarray, source: np.ndarray, swaps: EdgeSwaps)
         clean = label(LEFT_GREATER, tokens.tolist())
         for term in (BASE, IIT, SIIT):
             m = term - 1
-            there = dict(zip(names, runs[b : b + 1] * len(names), strict=True))
+            there = runs[b]
             at = lambda *_: np.zeros(CASE.n_ctx, bool)
             labels = clean
             if term != BASE:

@@ -208,7 +208,7 @@ def test_a_batch_of_masks_of_nodes_is_one_of_edges():
 def test_a_tasks_edges_are_those_that_it_reads_over(name, edges):
     circuit = find(name).circuit
     assert " ".join(map(edge_name, circuit.edges)) == edges
-    assert circuit.nodes.edges_in(circuit.edge_mask) == circuit.edges
+    assert set(circuit.nodes.edges_in(circuit.edge_mask)) == set(circuit.edges)
     others = circuit.nodes.edges_in(circuit.outside_mask)
     assert set(others) == set(circuit.nodes.possible_edges) - set(circuit.edges)
 
@@ -272,7 +272,9 @@ def test_the_logits_hold_no_variable():
 def test_the_frozen_rule_refuses_edges():
     frozen = Circuit(CIRCUIT.variables, NODES, "frozen")
     mask = jnp.asarray(NODES.edge_mask([]))
-    with pytest.raises(UserError, match=r'^the rule "frozen" knows swaps of nodes alone; swap edges under .*"causal"$'):
+    with pytest.raises(
+        UserError, match=r'^the rule "frozen" knows swaps of nodes alone; swap edges under the rule "causal"'
+    ):
         jax.eval_shape(lambda: frozen(BASE, (mask, frozen(SOURCE)[1])))
 
 

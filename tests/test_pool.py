@@ -50,7 +50,7 @@ from sweeps.betas import Betas
 main(Betas)
 """
 COMMAND = (sys.executable, "-c", HEEDING)
-AS_USERS = {"XLA_FLAGS": ""}
+AS_USERS: dict[str, Any] = {"XLA_FLAGS": ""}
 """Compiled as users' runs are: what one lane and several give is the same to the last bit only so."""
 UNCACHED: dict[str, Any] = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 """Compiled for seconds, so that a signal comes in the middle of it."""

@@ -124,8 +124,8 @@ def _seen(
     """The stream as each reader sees it, given what it may see of the senders so far and whether, group by group."""
 
     def stage(x, deltas, masks):
-        pairs = ((m[:, i, None, None], d[i]) for m, d in zip(masks, deltas, strict=True) for i in range(len(d)))
-        return _sum([x, *(mask * delta for mask, delta in pairs)])
+        pairs = ((m[:, i, None, None], d[i][None]) for m, d in zip(masks, deltas, strict=True) for i in range(len(d)))
+        return _sum([x[None], *(mask * delta for mask, delta in pairs)])
 
     return walled(stage, x, deltas, masks)
 
@@ -135,7 +135,7 @@ def _seen_forward(x: Array, deltas: tuple[Array, ...], masks: tuple[Array, ...])
 
 
 def _seen_backward(masks: tuple[Array, ...], dy: Array) -> tuple[Array, tuple[Array, ...], None]:
-    of = lambda mask, dy: _sum(m[:, None, None] * d for m, d in zip(mask, dy, strict=True))
+    of = lambda mask, dy: _sum(m[:, None, None] * d[None] for m, d in zip(mask, dy, strict=True))
     return *walled(lambda masks, dy: (_sum(dy), tuple(of(mask, dy) for mask in masks)), masks, dy), None
 
 

@@ -57,7 +57,7 @@ def label(graph: Graph, tokens: Sequence[int], swap: Swap | None = None) -> list
     return seen(graph, list(graph)[-1], "logits", tokens, swap)
 
 
-def swap_of(nodes: Sequence[str], edges: Any, positions: Any, sources: Sequence[Sequence[int]]) -> Swap:
+def swap_of(nodes: Sequence[str], edges: Any, positions: Any, sources: Any) -> Swap:
     """The swap that masks say.
 
     Args:

@@ -89,6 +89,7 @@ def test_the_kinds_and_their_swaps_are_those_of_the_list():
             assert (kind.sources == PAIR).all()
         assert (kind.fixed_too is None) == ("outside too" not in kind.words)
     (beside,) = (kind for kind in kinds(CASE) if kind.fixed_too is not None)
+    assert beside.fixed_too is not None
     assert {edge_name(edge) for edge in NODES.edges_in(beside.fixed_too)} == set(OUTSIDE)
 
 

@@ -2,6 +2,7 @@
 added up again in plain Python, from labels of a graph walked by hand and logits of TransformerLens under hooks."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def drawn_by(hyper, compound):
     return draw_swaps(CIRCUIT, hyper, compound, DRAWS, SEQ, key=jax.random.key(0))
 
 
-def drawn(compound: bool = True, **given: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def drawn(compound: Any = True, **given: Any) -> Any:
     """Edges (draw, 2, reader, sender), positions (draw, 2, sender, seq), sources (draw, 2, sender), IIT's first."""
     swaps = jax.device_get(drawn_by(replace(HYPER, **given).traced(), jnp.asarray(compound)))
     return swaps.edges, swaps.positions, swaps.sources
@@ -45,7 +46,7 @@ def drawn(compound: bool = True, **given: float) -> tuple[np.ndarray, np.ndarray
 
 def columns(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which senders all readers see the source of, and whether the mask is of such senders alone."""
-    senders = edges.any(-2)
+    senders = np.asarray(edges.any(-2))
     return senders, (edges == (senders[..., None, :] & POSSIBLE)).all((-1, -2))
 
 
@@ -226,16 +227,18 @@ def terms_by_hand(model, base: np.ndarray, source: np.ndarray, swaps: EdgeSwaps)
         for term in (BASE, IIT, SIIT):
             m = term - 1
             there = runs[b]
-            at = lambda *_: np.zeros(CASE.n_ctx, bool)
+            at: Any = lambda *_: np.zeros(CASE.n_ctx, bool)
             labels = clean
             if term != BASE:
                 own = swap_of(names, edges[b, m], positions[b, m], source[numbers[b, m]])
                 labels = label(LEFT_GREATER, tokens.tolist(), own)
                 there = {name: runs[numbers[b, m, i]][name] for i, name in enumerate(names)}
 
-                def at(sender, reader, b=b, m=m):
+                def swapped(sender, reader, b=b, m=m):
                     i = names.index(sender)
                     return edges[b, m, readers.index(reader), i] & positions[b, m, i]
+
+                at = swapped
 
             logits = path_patched(reference, tokens, at, there)
             losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(tokens)), labels]
@@ -247,7 +250,7 @@ def terms_by_hand(model, base: np.ndarray, source: np.ndarray, swaps: EdgeSwaps)
 @pytest.fixture(scope="module")
 def learning():
     """A compiled step, with a learner and a batch."""
-    model = random_model(CASE.config)
+    model: Any = random_model(CASE.config)
     rng = np.random.default_rng(3)
     base, source = rng.integers(2, 4, (2, CONFIG.batch_size, CASE.n_ctx)).astype(np.int32)
     base[:, 0] = source[:, 0] = 0
@@ -277,7 +280,8 @@ def test_steps_lower_the_loss(learning):
 
 def test_a_circuit_of_the_frozen_rule_is_refused():
     config = replace(CONFIG, case=replace(CASE, counterfactual="frozen"))
-    model, samples = random_model(CASE.config), jnp.zeros((8, CASE.n_ctx), jnp.int32)
+    model: Any = random_model(CASE.config)
+    samples = jnp.zeros((8, CASE.n_ctx), jnp.int32)
     step = make_step(config, PLAIN)
     learner = model, optimizer(LEARNS, 1).init(model)
     with pytest.raises(UserError, match=r'^the rule "frozen" knows swaps of nodes alone'):

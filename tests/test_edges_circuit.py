@@ -4,6 +4,7 @@ them no swap can reveal."""
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ OWN_BY_HAND = [
 ]
 
 
-def mask_of(edges: str, position: int | None = None) -> np.ndarray:
+def mask_of(edges: str, position: Any = None) -> np.ndarray:
     """The mask of some edges at one of two positions, or at both."""
     mask = NODES.edge_mask(map(parse_edge, edges.split()))
     return mask[..., None] & np.array([position in (None, i) for i in range(2)])

@@ -5,6 +5,7 @@ are errors, and jaxtyping with beartype checks every annotation: pyproject.toml.
 import os
 import tempfile
 
+import hypothesis
 import jax
 import jaxtyping
 import pytest
@@ -21,6 +22,9 @@ LONGEST = ("test_pool", "test_chaos", "test_betas", "test_engine")
 os.environ.setdefault("XLA_FLAGS", QUICK)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# A deadline says how loaded the machine is, not whether the code is right.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 def pytest_configure(config):

@@ -10,9 +10,9 @@ import jax
 import jaxtyping
 import pytest
 
-QUICK = "--xla_backend_optimization_level=0"
-if jax.__version_info__ < (0, 11):  # later ones end at a flag that they do not know
-    QUICK += " --xla_cpu_use_fusion_emitters=false"
+# A later jax ends at a flag that it does not know.
+EMITTERS = " --xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
+QUICK = f"--xla_backend_optimization_level=0{EMITTERS}"
 """XLA compiles in a quarter of the time, to slower programs. XLA_FLAGS in the environment decides otherwise: empty, it
 has the tests run what users run, as `make proofs` does."""
 

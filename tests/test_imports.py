@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from tests.commands import HANGS
+
 LOOK = """
 import ast, importlib, locale, logging, os, pkgutil, random, signal, sys, threading, warnings
 from pathlib import Path
@@ -65,5 +67,5 @@ print("nothing changed")
 
 def test_no_module_has_an_effect_when_it_is_imported():
     """State is compared before and after, with the libraries that ours import imported before."""
-    done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=HANGS)
     assert done.stdout.endswith("nothing changed\n"), done.stderr

@@ -19,6 +19,7 @@ from siitjax.sweep import Member
 from siitjax.train import make_train
 from siitjax.transformer import init_transformer
 from sweeps.betas import Betas
+from tests.commands import HANGS
 from tests.tiny import CASE, CONFIG, LEARNS
 
 
@@ -106,5 +107,5 @@ print("trained in 64 bits")
 
 def test_with_64_bits_both_forms_train_and_agree_to_more_digits_than_float32_has():
     env = {**os.environ, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", IN_64_BITS], env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", IN_64_BITS], env=env, capture_output=True, text=True, timeout=HANGS)
     assert done.stdout == "trained in 64 bits\n", done.stderr

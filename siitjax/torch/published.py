@@ -152,9 +152,8 @@ def _combined(parts: Sequence[Case], config: TransformerConfig, counterfactual: 
 
 
 def _seen(size: int, tokens: Int[Array, " seq"]) -> Int[Array, " seq"]:
-    """The sample as a task of `size` tokens sees it: without the first token, and PAD for what it does not have."""
-    own = jnp.where(tokens < size, tokens, PAD)
-    return jnp.concatenate([own[1:], jnp.full(1, PAD, own.dtype)])
+    """The sample as a task of `size` tokens sees it: PAD in the place of the first token, and for what it has not."""
+    return jnp.where(tokens < size, tokens, PAD).at[0].set(PAD)
 
 
 @dataclass(frozen=True)

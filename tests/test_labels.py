@@ -112,7 +112,7 @@ def test_a_bool_is_the_classes_1_and_0():
     metrics = jax.eval_shape(lambda base: evaluate(model, case, base, key=jax.random.key(0)), base)
     masks = jnp.asarray(case.circuit.circuit_mask)[None]
     losses = jax.eval_shape(lambda base: term_losses(model, case, base, base, masks), base)
-    assert (metrics.accuracy.shape, losses.shape) == ((), (1,))
+    assert (metrics.base.right.shape, losses.shape) == ((), (1,))
 
 
 @pytest.mark.parametrize(

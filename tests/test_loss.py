@@ -128,8 +128,8 @@ def disturbed(by: float) -> Transformer:
 def relabelled_at_pads() -> Case:
     """The same case, but that the label of a pad is BOS's."""
     *others, answer = PARENS.variables
-    compute = lambda tokens, greater: jnp.where(tokens == PAD, 2, answer.compute(tokens, greater))
-    return replace(PARENS, variables=(*others, replace(answer, compute=compute)))
+    compute = lambda tokens, greater: jnp.where(tokens == PAD, 2, answer.compute(greater))
+    return replace(PARENS, variables=(*others, replace(answer, reads=("tokens", *answer.reads), compute=compute)))
 
 
 @eqx.filter_jit

@@ -56,7 +56,10 @@ REFUSED = (
     (("--models=",), "--models is empty; list one value or more"),
     (("--sites=hook_psot",), 'site is "hook_psot"; did you mean "hook_post"?'),
     (("--sites=blocks.7.mlp.hook_post",), 'has no site "blocks.7.mlp.hook_post"; its sites are blocks.0.attn.hook_z'),
-    (("--sites=blocks.3.attn.hook_z[0]",), "holds no variable at blocks.3.attn.hook_z[0]; choose other --sites"),
+    (
+        ("--models=0+3,1+2", "--sites=blocks.3.attn.hook_z[0]"),
+        "holds no variable at blocks.3.attn.hook_z[0]; choose other --sites",
+    ),
     (("--kinds=topc",), 'kind is "topc"; did you mean "topk"?'),
     (("--topk=2.5",), "--topk holds 2.5; each must be a whole number"),
     (("--topk=300",), "--topk holds 300; each must be a whole number, and no more than --latents"),

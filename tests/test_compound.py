@@ -14,7 +14,7 @@ import pytest
 from cases import left_greater
 from siitjax.compound import AT_NODES, BASE, OWN, PAIR, by_edge, count_edges, holding, kinds, rows
 from siitjax.compound import _swaps as swaps_of_kinds
-from siitjax.forms import PLAIN
+from siitjax.forms import BATCH_LAST, PLAIN
 from siitjax.metrics import EdgeMetrics, Metrics, Tally, read_shares, shares
 from siitjax.nodes import edge_name, parse_edge
 from tests.graphs import LEFT_GREATER, label, swap_of
@@ -171,7 +171,7 @@ def test_counts_are_those_of_single_runs(pairs):
 def test_a_sample_of_the_swaps_is_one_of_each_kind_for_each_pair(pairs):
     base, *_ = pairs
     model = jax.eval_shape(lambda: random_model(CASE.config))
-    run = partial(count_edges, case=CASE, each=False, form=PLAIN)
+    run = partial(count_edges, case=CASE, each=False, form=BATCH_LAST)
     as_given = [jax.ShapeDtypeStruct(base.shape, jnp.int32)] * 2
     shapes = jax.eval_shape(lambda model, base, source: run(model, base=base, source=source, key=KEY), model, *as_given)
     assert {leaf.shape for leaf in jax.tree.leaves(shapes)} == {(len(LAYOUT),)}

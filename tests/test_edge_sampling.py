@@ -278,6 +278,18 @@ def test_steps_lower_the_loss(learning):
     assert (seen[-1] < 0.7 * seen[0]).all(), f"{seen[0]} to {seen[-1]}"
 
 
+def test_a_step_takes_a_batch_in_parts_in_the_cpu_form():
+    """Traced alone: what the parts and the form give is compared elsewhere."""
+    config = replace(CONFIG, batch_size=84, samples=200)
+    model: Any = random_model(CASE.config)
+    samples = jnp.zeros((84, CASE.n_ctx), jnp.int32)
+    learner = model, optimizer(LEARNS, 1).init(model)
+    step = make_step(config, BATCH_LAST)
+    (after, _), terms = jax.eval_shape(lambda: step(LEARNS, learner, samples, samples, jax.random.key(0)))
+    assert terms.shape == (3,)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, model)
+
+
 def test_a_circuit_of_the_frozen_rule_is_refused():
     config = replace(CONFIG, case=replace(CASE, counterfactual="frozen"))
     model: Any = random_model(CASE.config)

@@ -5,7 +5,7 @@ from typing import Any
 
 from siitjax.case import Case
 from siitjax.circuit import Circuit
-from siitjax.compound import by_edge, holding, rows
+from siitjax.compound import by_edge, holding, rows, shown
 from siitjax.metrics import Shares
 from siitjax.share import percent
 from siitjax.truth import LOGITS, edges
@@ -217,9 +217,8 @@ def _edges(case: Case, metrics: Shares) -> str:
         "| swap | all of the kind | the worst of them |",
         "|---|---|---|",
     ]
-    of = lambda share, changed: percent(share) + ("" if changed is None else f" ({percent(changed)})")
     lines += [
-        f"| {row.words} | {of(row.mean, row.changed)} | {of(row.worst, row.worst_changed)} |"
+        f"| {row.words} | {shown(row.mean, row.changed)} | {shown(row.worst, row.worst_changed)} |"
         for row in rows(case, measured)
     ]
     lines += ["", "Of each edge of the circuit, swapped alone:", ""]

@@ -6,8 +6,13 @@ from difflib import get_close_matches
 from siitjax.errors import UserError
 
 
-def check_choice(what: str, name: str, accepted: Sequence[str]) -> None:
-    """Raises UserError, with the nearest accepted name, where `name` is not one of `accepted`."""
+def check_choice(what: str, name: str, accepted: Sequence[str], rule: str | None = None) -> None:
+    """Raises UserError, with the nearest accepted name, where `name` is not one of `accepted`.
+
+    Args:
+        rule: says what is accepted where the names are too many to list.
+    """
     if name not in accepted:
         near = get_close_matches(name, accepted, 1, cutoff=0.0)[0]
-        raise UserError(f'{what} is "{name}"; did you mean "{near}"? It must be one of {", ".join(accepted)}')
+        rule = rule or f"It must be one of {', '.join(accepted)}"
+        raise UserError(f'{what} is "{name}"; did you mean "{near}"? {rule}')

@@ -268,12 +268,11 @@ def edge_tables(case: Case, metrics: EdgeMetrics) -> tuple[Table, Table]:
     for column in ("% of tokens (of those whose label changes)", "mean", "worst", "worst swap", "holds"):
         table.add_column(column, justify="right" if column in ("mean", "worst") else "left")
     for row in rows(case, metrics):
-        of = lambda share, changed: percent(share) + ("" if changed is None else f" ({percent(changed)})")
         swap = row.worst_changed_swap or row.worst_swap
         several = swap not in ("all", "drawn")
-        worst = of(row.worst, row.worst_changed) if several else ""
+        worst = shown(row.worst, row.worst_changed) if several else ""
         holds = "yes" if row.holds else "no"
-        table.add_row(row.words, of(row.mean, row.changed), worst, swap if several else "", holds)
+        table.add_row(row.words, shown(row.mean, row.changed), worst, swap if several else "", holds)
     edges = Table(box=box.SIMPLE_HEAD, title="Each edge of the circuit", title_justify="left")
     for column in ("edge", "right under swap", "changed labels", "right of those"):
         edges.add_column(column, justify="left" if column == "edge" else "right")
@@ -282,6 +281,11 @@ def edge_tables(case: Case, metrics: EdgeMetrics) -> tuple[Table, Table]:
         share = changed.share if int(changed.of) else None
         edges.add_row(name, percent(tokens.share), silent or f"{int(changed.of)}", percent(share))
     return table, edges
+
+
+def shown(share: Fraction | None, changed: Fraction | None) -> str:
+    """A share in percent, and in brackets that on changed labels, where there are any."""
+    return percent(share) + ("" if changed is None else f" ({percent(changed)})")
 
 
 def by_edge(case: Case, metrics: EdgeMetrics) -> Iterator[tuple[str, Tally, Tally]]:

@@ -183,7 +183,8 @@ class NodeList:
         mask = np.zeros((len(self), len(self)), bool)
         for edge in edges:
             if edge not in self.possible_edges:
-                check_choice("the edge", edge_name(edge), [edge_name(e) for e in self.possible_edges])
+                rule = f"It must end in a deeper node of {', '.join(map(str, self.readers))}"
+                check_choice("the edge", edge_name(edge), [edge_name(e) for e in self.possible_edges], rule)
             mask[self.readers.index(edge[1]), self.nodes.index(edge[0])] = True
         return mask
 

@@ -4,8 +4,6 @@ For every reader and sender it says whether the reader sees the sender's value o
 sender's positions, and of which source run. A swap of nodes is the case in which all readers of a sender see it.
 """
 
-from collections.abc import Sequence
-
 import equinox as eqx
 import jax
 import jax.core
@@ -78,16 +76,6 @@ class EdgeSwaps(eqx.Module):
                 raise UserError(
                     f"the swaps take a sender from source run {wrong[0]}, but there are {runs}, counted from 0"
                 )
-
-
-def stacked(swaps: Sequence[EdgeSwaps]) -> EdgeSwaps:
-    """The masks of several swaps of the same batch, one after another."""
-    join = lambda *parts: jnp.concatenate(parts, 1)
-    return EdgeSwaps(
-        join(*(s.edges for s in swaps)),
-        None if swaps[0].positions is None else join(*(s.positions for s in swaps)),
-        None if swaps[0].sources is None else join(*(s.sources for s in swaps)),
-    )
 
 
 def of_source(

@@ -197,11 +197,14 @@ class Transformer(eqx.Module):
                 those blocks alone.
 
         Raises:
-            UserError: the tokens, the mask or the source are not this transformer's; see `siitjax.fit`.
+            UserError: the tokens, the mask or the source are not this transformer's (see `siitjax.fit`), or a swap of
+                edges is resumed, or lacks a site in its source.
         """
         self._check(tokens, swap)
         mask, source = (None, Activations(None, None, None)) if swap is None else swap
         if mask is not None and mask.ndim > 1:
+            if resume is not None:
+                raise UserError("a run under a swap of edges cannot be resumed; run it whole, without resume")
             return self._by_reader(tokens, mask, source)
         sites = None if mask is None else self.config.nodes.sites(mask)
         first, x, embed = 0, None, None
@@ -244,8 +247,8 @@ class Transformer(eqx.Module):
 
     def writes(self, activations: Activations) -> Float[Array, "sender seq d_model"]:
         """What each node added to the residual stream in a run, biases apart."""
-        assert activations.embed is not None
-        assert activations.z is not None
+        if activations.embed is None or activations.z is None:
+            raise UserError("a swap of edges takes a source run with all its sites; embed or z is None")
         written = [activations.embed[None]]
         for i, block in enumerate(self.blocks):
             written.append(jnp.einsum("shd,hdm->hsm", activations.z[i], block.attn.W_O))

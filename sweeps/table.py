@@ -52,6 +52,14 @@ class Models(Question):
     Trains the 15 non-empty subsets of the four tasks (0 duplicate_remover, 1 left_greater, 2 paren_checker, 3
     unique_extractor), each in one transformer. Under the causal rule a swap changes everything downstream of it; under
     the frozen one, the original's, nothing. Models trained under the frozen rule are also scored under the causal one.
+
+    With --swaps=edges, models of the causal rule are trained under swaps of every kind (siitjax/edge_sampling.py).
+    Begin with weights that hold at nodes: --start. From drawn weights it did not work where tried.
+
+    The rule, fixed before the first run: a member trained under swaps of nodes holds with accuracy and SIIA 100, IIA
+    99.99, and every node's changed IIA and joint SIIA 99.9. One trained under swaps of edges holds with accuracy 100,
+    and under each swap of each kind 99.9% of all tokens and 99.5% of those whose label it changes, on 1,000 validation
+    pairs. Supported: two thirds of the seeds of every model hold. Contradicted: of some model fewer do.
     """
 
     title = "Do combined transformers hold their circuits?"
@@ -63,7 +71,7 @@ class Models(Question):
     drawn_per: DrawnPer = flag("example", "draw the nodes to swap once a batch, or for every example: batch or example")
     p_unused: float = flag(0.8, "probability of each unused node in the subset that the SIIT term swaps")
     lr_end: float = flag(1e-5, "learning rate after the last epoch; it falls from 1e-3 to it linearly", least=0)
-    swaps: Swaps = flag("edges", "train under swaps of nodes, or of edges and every other kind: nodes or edges")
+    swaps: Swaps = flag("nodes", "train under swaps of nodes, or of edges and every other kind: nodes or edges")
     edges_from: float = flag(0.4, "of --swaps=edges: the share of the run in which single nodes are swapped", least=0)
     w_changed: float = flag(1.0, "of --swaps=edges: how much more a token weighs whose label changes", least=0)
     start: bool = flag(False, "begin with the shipped models that hold at nodes, in the place of drawn weights")
@@ -129,7 +137,11 @@ class Models(Question):
             causal = percent(self.causal_metrics(row, results).iia) if rule == "frozen" else ""
             values = [published, *map(percent, scores), "yes" if reaches(row) else "no", causal]
             table.add_row(model, rule, f"{row['seed']}", f"{row['epochs']}", *values)
-        table.caption = "holds: accuracy and SIIA 100, IIA 99.99, every node's changed IIA and joint SIIA 99.9"
+        table.caption = "holds: " + (
+            "accuracy 100, and under each swap of each kind 99.9 of all tokens and 99.5 of the changed ones"
+            if self.swaps == "edges"
+            else "accuracy and SIIA 100, IIA 99.99, every node's changed IIA and joint SIIA 99.9"
+        )
         table.caption_justify = "left"
         return [*super().tables(rows, results), table]
 

@@ -177,3 +177,15 @@ def test_a_mask_of_other_edges_or_positions_is_refused(shape, words):
     model = random_model(ONE)
     with pytest.raises(UserError, match=words):
         model(jnp.zeros(SEQ, jnp.int32), (jnp.zeros(shape, bool), Activations(None, None, None)))
+
+
+def test_a_swap_of_edges_is_refused_where_a_run_is_resumed_or_its_source_lacks_a_site():
+    model = random_model(ONE)
+    n = len(model.config.nodes)
+    tokens, mask = jnp.zeros(SEQ, jnp.int32), jnp.zeros((n, n), bool)
+    _, source = model(tokens)
+    assert source.stream is not None
+    with pytest.raises(UserError, match="cannot be resumed; run it whole, without resume"):
+        model(tokens, (mask, source), resume=(0, source.stream[0]))
+    with pytest.raises(UserError, match="takes a source run with all its sites; embed or z is None"):
+        model(tokens, (mask, replace(source, embed=None)))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from siitjax.results import Results, Row
 from siitjax.share import percent
 from siitjax.sweep import Member
 from siitjax.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key
+from siitjax.trained import read_rows
 
 QUICK = ("0", "1", "2", "0+1", "1+2")
 PUBLISHED = dict(
@@ -54,7 +56,8 @@ class Models(Question):
     the frozen one, the original's, nothing. Models trained under the frozen rule are also scored under the causal one.
 
     With --swaps=edges, models of the causal rule are trained under swaps of every kind (siitjax/edge_sampling.py).
-    Begin with weights that hold at nodes: --start. From drawn weights it did not work where tried.
+    Begin with weights that hold at nodes: --start=shipped, or --start=FOLDER of a sweep under swaps of nodes. From
+    drawn weights it did not work where tried.
 
     The rule, fixed before the first run: a member trained under swaps of nodes holds with accuracy and SIIA 100, IIA
     99.99, and every node's changed IIA and joint SIIA 99.9. One trained under swaps of edges holds with accuracy 100,
@@ -74,7 +77,7 @@ class Models(Question):
     swaps: Swaps = flag("nodes", "train under swaps of nodes, or of edges and every other kind: nodes or edges")
     edges_from: float = flag(0.4, "of --swaps=edges: the share of the run in which single nodes are swapped", least=0)
     w_changed: float = flag(1.0, "of --swaps=edges: how much more a token weighs whose label changes", least=0)
-    start: bool = flag(False, "begin with the shipped models that hold at nodes, in the place of drawn weights")
+    start: str = flag("", "begin with weights that hold at nodes: shipped, or a results folder that has each seed's")
     rules: tuple[Counterfactual, ...] = flag(("causal", "frozen"), "what a swap changes: causal, frozen")
     quick: bool = flag(False, f"the models {', '.join(QUICK)} alone, a seed each")
 
@@ -93,17 +96,39 @@ class Models(Question):
         ]
         edges_from = 0.0 if self.start else self.edges_from  # what is shipped has had its share
         edges = {"edges_from": edges_from, "w_changed": self.w_changed} if self.swaps == "edges" else {}
+        configs = {kind: self._config(*kind) for kind in kinds}  # one a kind: its seeds share a compilation
         return [
             Member(
                 f"{model}, {rule}",
                 seed,
-                self._config(model, rule),
+                configs[model, rule],
                 Hyperparams(p_unused=self.p_unused, lr_end=self.lr_end, **edges),
-                cases.shipped(model + cases.AT_NODES) if self.start else None,
+                self._start(model, rule, seed),
             )
             for seed in range(1 if self.quick else self.seeds)
             for model, rule in kinds
         ]
+
+    def _start(self, model: str, rule: Counterfactual, seed: int) -> Path | None:
+        """The file of the weights that a member begins with.
+
+        Raises:
+            UserError: --start names no results folder, or one that has no such member.
+        """
+        if not self.start:
+            return None
+        if self.start == "shipped":
+            return cases.shipped(model + cases.AT_NODES)
+        folder, setting = Path(self.start), f"{model}, {rule}"
+        rows = read_rows(folder)
+        for row in rows:
+            if (row["setting"], row["seed"]) == (setting, seed):
+                return folder / "members" / f"{row['member']:04d}.safetensors"
+        has = ", ".join(f"{row['setting']}, seed {row['seed']}" for row in rows[:5]) or "nothing that was trained"
+        raise UserError(
+            f"--start is {self.start}, which has no {setting}, seed {seed}; it has {has}; give shipped, or the results "
+            "folder of python -m sweeps.table that has it"
+        )
 
     def _config(self, model: str, rule: Counterfactual) -> TrainConfig:
         layout = {"width_factor": self.width_factor, "counterfactual": rule, "init_gain": self.init_gain}

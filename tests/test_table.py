@@ -1,0 +1,43 @@
+"""The question of the 15 models: what its members share, and what they begin with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import cases
+from siitjax.errors import UserError
+from siitjax.export import load_weights
+from sweeps.table import Models
+
+
+def test_seeds_of_a_model_share_a_config_and_so_a_compilation_and_the_lanes_of_a_device():
+    members = Models(case="0,0+1", seeds=3).members()
+    assert {member.setting for member in members} == {"0, causal", "0+1, causal", "0+1, frozen"}
+    assert len({id(member.config) for member in members}) == 3
+
+
+def test_members_begin_with_what_is_shipped_or_with_the_weights_of_their_own_seed(tmp_path: Path):
+    begin = lambda start: Models(case="1", rules=("causal",), seeds=2, swaps="edges", start=start).members()
+    assert [member.start for member in begin("")] == [None, None]
+    assert [member.start for member in begin("shipped")] == [cases.shipped("1@nodes")] * 2
+
+    (tmp_path / "members").mkdir()
+    shipped = cases.shipped("1@nodes").read_bytes()
+    with (tmp_path / "rows.jsonl").open("w") as rows:
+        for member, (setting, seed) in enumerate([("1, causal", 1), ("1, frozen", 0), ("1, causal", 0)]):
+            rows.write(json.dumps({"member": member, "setting": setting, "seed": seed}) + "\n")
+            (tmp_path / "members" / f"{member:04d}.safetensors").write_bytes(shipped)
+    starts = [member.start for member in begin(str(tmp_path))]
+    assert [start and start.name for start in starts] == ["0002.safetensors", "0000.safetensors"]
+    for start in starts:
+        assert start is not None
+        assert load_weights(start).config.n_layers == 1
+
+
+def test_what_a_start_does_not_have_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"has no 1, causal, seed 0; it has nothing that was trained; give shipped"):
+        Models(case="1", swaps="edges", start=str(tmp_path)).members()
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"member": 0, "setting": "2, causal", "seed": 5}) + "\n")
+    with pytest.raises(UserError, match=r"it has 2, causal, seed 5"):
+        Models(case="1", swaps="edges", start=str(tmp_path)).members()

@@ -148,6 +148,7 @@ def test_a_lane_on_each_device_that_memory_does_not_hold_is_an_error():
 @pytest.fixture
 def device(monkeypatch):
     """Makes this process's devices, each with so much memory, of which each lane of a program takes 100 bytes."""
+    program(CONFIG, 1)  # is compiled on a real one
 
     def have(count: int, limit: int, platform: str = "gpu"):
         statistics = lambda: {"bytes_limit": limit} if limit else None

@@ -2,10 +2,10 @@
 
 import jax.numpy as jnp
 
-from siitjax.case import PAD, Case
-from siitjax.circuit import Variable
-from siitjax.data import Uniform
-from siitjax.nodes import head, mlp
+from siitjax.causal.case import PAD, Case
+from siitjax.causal.circuit import Variable
+from siitjax.causal.data import Uniform
+from siitjax.model.nodes import head, mlp
 
 VOCABULARY = ("BOS", "PAD", "a", "b", "c")
 LETTERS = (2, 3, 4)

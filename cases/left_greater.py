@@ -2,10 +2,10 @@
 
 import jax.numpy as jnp
 
-from siitjax.case import Case
-from siitjax.circuit import Variable
-from siitjax.data import Arrangements
-from siitjax.nodes import head, mlp
+from siitjax.causal.case import Case
+from siitjax.causal.circuit import Variable
+from siitjax.causal.data import Arrangements
+from siitjax.model.nodes import head, mlp
 
 VOCABULARY = ("BOS", "PAD", "(", ")")
 LEFT, RIGHT = 2, 3

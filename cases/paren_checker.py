@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siitjax.case import Case
-from siitjax.circuit import Variable
-from siitjax.data import Those, Uniform
-from siitjax.nodes import head, mlp
+from siitjax.causal.case import Case
+from siitjax.causal.circuit import Variable
+from siitjax.causal.data import Those, Uniform
+from siitjax.model.nodes import head, mlp
 
 VOCABULARY = ("BOS", "PAD", "(", ")")
 LEFT, RIGHT = 2, 3

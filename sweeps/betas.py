@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from siitjax.command import flag, main
-from siitjax.question import Question
-from siitjax.report import Verdict
-from siitjax.results import Row
-from siitjax.speed import holm, interaction, ratio
-from siitjax.sweep import Member
-from siitjax.train import Hyperparams, Updates
+from siitjax.base.command import flag, main
+from siitjax.questions.question import Question
+from siitjax.questions.report import Verdict
+from siitjax.questions.statistics.speed import holm, interaction, ratio
+from siitjax.siit.train import Hyperparams, Updates
+from siitjax.sweep.engine import Member
+from siitjax.sweep.results import Row
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Betas(Question):
     two beta2, one suffices to support and all must contradict, with Holm's correction. Whether single is as fast as
     three at each beta2 is told beside it and decides nothing. The centre of the seeds' ratios and its interval are
     those of Wilcoxon's signed ranks, and take 6 seeds; a member that ran all its epochs needs more, one that diverged
-    never converges (siitjax/speed.py).
+    never converges (siitjax/questions/statistics/speed.py).
     """
 
     title = "Does Adam's beta2 decide whether one SIIT update a batch matches three?"

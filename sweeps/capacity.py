@@ -9,16 +9,16 @@ from rich.table import Table
 from scipy.stats import binomtest
 
 import cases
-from siitjax.combine import combine
-from siitjax.command import MOST_SEEDS, flag, main
-from siitjax.compare import by_seed
-from siitjax.objective import DrawnPer
-from siitjax.question import Question
-from siitjax.ranks import LEVEL
-from siitjax.report import Verdict, heat_map
-from siitjax.results import Results, Row
-from siitjax.sweep import Member
-from siitjax.train import Hyperparams
+from siitjax.base.command import MOST_SEEDS, flag, main
+from siitjax.causal.combine import combine
+from siitjax.questions.question import Question
+from siitjax.questions.report import Verdict, heat_map
+from siitjax.questions.statistics.paired import by_seed
+from siitjax.questions.statistics.ranks import LEVEL
+from siitjax.siit.objective import DrawnPer
+from siitjax.siit.train import Hyperparams
+from siitjax.sweep.engine import Member
+from siitjax.sweep.results import Results, Row
 
 FITS = 2 / 3
 """The share of seeds that have to converge where tasks are said to fit; fixed before the first run."""

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from siitjax.command import MOST_SEEDS, flag, main
-from siitjax.compare import by_seed
-from siitjax.errors import UserError
-from siitjax.objective import DrawnPer
-from siitjax.question import Question
-from siitjax.report import Verdict
-from siitjax.results import Row
-from siitjax.speed import holm, ratio
-from siitjax.sweep import Member
-from siitjax.train import Hyperparams
+from siitjax.base.command import MOST_SEEDS, flag, main
+from siitjax.base.errors import UserError
+from siitjax.questions.question import Question
+from siitjax.questions.report import Verdict
+from siitjax.questions.statistics.paired import by_seed
+from siitjax.questions.statistics.speed import holm, ratio
+from siitjax.siit.objective import DrawnPer
+from siitjax.siit.train import Hyperparams
+from siitjax.sweep.engine import Member
+from siitjax.sweep.results import Row
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Heads(Question):
     The rule: supported where, at some width, the tasks that share a head are as fast as those with heads of their own
     (the whole 95% interval of the ratio of epochs lies between 1 / 1.25 and 1.25) or faster (it lies below 1 / 1.25);
     contradicted where they are slower at every width (it lies above 1.25). The widths are one family, with Holm's
-    correction. The centre of the seeds' ratios and its interval are those of Wilcoxon's signed ranks, and take 6
-    seeds; a member that ran all its epochs needs more, one that diverged never converges (siitjax/speed.py).
+    correction. The centre of the seeds' ratios and its interval are those of Wilcoxon's signed ranks, and take 6 seeds;
+    a member that ran all its epochs needs more, one that diverged never converges
+    (siitjax/questions/statistics/speed.py).
     """
 
     title = "Can unrelated tasks share a head?"

@@ -16,19 +16,19 @@ from rich.console import Console
 from rich.progress import track
 
 import cases
-from siitjax.case import Case
-from siitjax.choice import check_choice
-from siitjax.command import Command, flag, main
-from siitjax.errors import UserError
-from siitjax.export import weights_digest
-from siitjax.folder import new_folder
-from siitjax.neuron_report import models_table, picture, widths_picture
-from siitjax.neuron_summary import LEAST, MOST, Model, neuron_rows, random_model, summarised
-from siitjax.neurons import Answers, measure_neurons, samples_by_task
-from siitjax.policy import use_compilation_cache
-from siitjax.report import Verdict
-from siitjax.trained import Trained, read_converged
-from siitjax.transformer import Transformer
+from siitjax.analysis.neuron_report import models_table, picture, widths_picture
+from siitjax.analysis.neuron_summary import LEAST, MOST, Model, neuron_rows, random_model, summarised
+from siitjax.analysis.neurons import Answers, measure_neurons, samples_by_task
+from siitjax.base.choice import check_choice
+from siitjax.base.command import Command, flag, main
+from siitjax.base.errors import UserError
+from siitjax.causal.case import Case
+from siitjax.io.hub_folder import new_folder
+from siitjax.io.trained import Trained, read_converged
+from siitjax.model.transformer import Transformer
+from siitjax.model.weights import weights_digest
+from siitjax.questions.report import Verdict
+from siitjax.sweep.placement import use_compilation_cache
 
 MOST_MODELS = 2 / 3
 """The share of the combined models in which neurons have to be shared; fixed before the first run."""

@@ -14,24 +14,24 @@ import jax
 from rich.console import Console
 
 import cases
-from siitjax.behaviour import behaviour
-from siitjax.choice import check_choice
-from siitjax.command import MOST_SEEDS, Command, flag, main
-from siitjax.cores import cores
-from siitjax.errors import UserError
-from siitjax.export import weights_digest
-from siitjax.files import replaced
-from siitjax.jsonl import Row
-from siitjax.policy import use_compilation_cache
-from siitjax.ranks import LEAST
-from siitjax.report import Verdict
-from siitjax.sae.kinds import KINDS
-from siitjax.sae.known import held
-from siitjax.sae.report import beside, compared, costs_table, kinds_table, picture
-from siitjax.sae.results import SAEResults
-from siitjax.sae.site import HOOKS, find_sites
-from siitjax.sae.study import Cost, Job, Subject, score_jobs, train_jobs, unscored
-from siitjax.sae.train import SAEConfig
+from siitjax.analysis.sae.kinds import KINDS
+from siitjax.analysis.sae.known import held
+from siitjax.analysis.sae.report import beside, compared, costs_table, kinds_table, picture
+from siitjax.analysis.sae.results import SAEResults
+from siitjax.analysis.sae.site import HOOKS, find_sites
+from siitjax.analysis.sae.study import Cost, Job, Subject, score_jobs, train_jobs, unscored
+from siitjax.analysis.sae.train import SAEConfig
+from siitjax.base.choice import check_choice
+from siitjax.base.command import MOST_SEEDS, Command, flag, main
+from siitjax.base.errors import UserError
+from siitjax.base.files import replaced
+from siitjax.base.jsonl import Row
+from siitjax.causal.behaviour import behaviour
+from siitjax.model.weights import weights_digest
+from siitjax.questions.report import Verdict
+from siitjax.questions.statistics.ranks import LEAST
+from siitjax.sweep.cores import cores
+from siitjax.sweep.placement import use_compilation_cache
 
 PAIRS = ("0+1", "0+2", "0+3", "1+2", "1+3", "2+3")
 HALF = 50.0
@@ -54,10 +54,10 @@ class SAEs(Command):
     latents find too. Each model is measured, over its sites and seeds, at the kind and sparsity that recover most at
     the same hook (such as hook_post) of the other models, and so is the best control (neurons, PCA or random
     directions); what is measured has no part in the choice. The models, not their sites, are what is counted.
-    Supported: the whole 95% interval of the median over the models (of the sign test, siitjax/compare.py) lies
-    above 50%, and that of the difference to the controls above 0. Contradicted: the former lies below 50%. Undecided:
-    neither, or fewer than 6 models. The same comparison of the interchanged latents is told beside it and decides
-    nothing.
+    Supported: the whole 95% interval of the median over the models (of the sign test,
+    siitjax/questions/statistics/paired.py) lies above 50%, and that of the difference to the controls above 0.
+    Contradicted: the former lies below 50%. Undecided: neither, or fewer than 6 models. The same comparison of the
+    interchanged latents is told beside it and decides nothing.
     """
 
     title: ClassVar[str] = "Do sparse autoencoders find the known variables?"
@@ -183,7 +183,7 @@ class SAEs(Command):
 
 def _saelens() -> Any:
     try:
-        from siitjax.sae import peer
+        from siitjax.bench import saelens_peer as peer
     except ModuleNotFoundError as error:
         raise UserError(
             f"--peer=saelens needs {error.name}, which is not installed; pip install 'siitjax[sae]' brings it"

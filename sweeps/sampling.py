@@ -13,19 +13,19 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from siitjax.ablate import ablate
-from siitjax.against import AgainstFirst
-from siitjax.command import main
-from siitjax.compare import by_seed, difference, points
-from siitjax.evaluate import evaluate
-from siitjax.export import load_weights
-from siitjax.files import write_atomically
-from siitjax.metrics import share, shares
-from siitjax.ranks import LEAST
-from siitjax.report import Verdict, mean
-from siitjax.results import Results, ResultsError, Row
-from siitjax.share import percent
-from siitjax.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key
+from siitjax.analysis.ablation import ablate
+from siitjax.base.command import main
+from siitjax.base.files import write_atomically
+from siitjax.base.share import percent
+from siitjax.model.weights import load_weights
+from siitjax.questions.against_first import AgainstFirst
+from siitjax.questions.report import Verdict, mean
+from siitjax.questions.statistics.paired import by_seed, difference, points
+from siitjax.questions.statistics.ranks import LEAST
+from siitjax.siit.evaluate import evaluate
+from siitjax.siit.metrics import share, shares
+from siitjax.siit.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key
+from siitjax.sweep.results import Results, ResultsError, Row
 
 SUBSETS = "random subsets"
 ONE = "unused: one"
@@ -57,9 +57,9 @@ class Samplings(AgainstFirst):
     and in every subset, and ablated, on validation strings in pairs that no epoch has seen.
 
     The rule: a member hides the points by which its SIIA under the worst subset of the unused nodes lies below its
-    SIIA. What it hides with one node at a time is compared with what it hides with random subsets, over the seeds
-    whose SIIA is 99.9 or more both ways. Supported: the whole 95% interval of the median difference (of the
-    sign test, siitjax/compare.py) lies above 0.1 points. Contradicted: it lies below. Undecided: neither,
+    SIIA. What it hides with one node at a time is compared with what it hides with random subsets, over the seeds whose
+    SIIA is 99.9 or more both ways. Supported: the whole 95% interval of the median difference (of the sign test,
+    siitjax/questions/statistics/paired.py) lies above 0.1 points. Contradicted: it lies below. Undecided: neither,
     fewer than 6 such seeds, or differences that are all the same.
     """
 

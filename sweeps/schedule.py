@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from siitjax.against import AgainstFirst
-from siitjax.command import flag, main
-from siitjax.errors import UserError
-from siitjax.report import Verdict
-from siitjax.results import Row
-from siitjax.train import Hyperparams, TrainConfig
+from siitjax.base.command import flag, main
+from siitjax.base.errors import UserError
+from siitjax.questions.against_first import AgainstFirst
+from siitjax.questions.report import Verdict
+from siitjax.siit.train import Hyperparams, TrainConfig
+from siitjax.sweep.results import Row
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Schedules(AgainstFirst):
     ratio of epochs lies above 1.25), contradicted where one of them is as fast (it lies between 1 / 1.25 and 1.25) or
     faster (below 1 / 1.25). The two are one family, with Holm's correction. The fall to 1e-5 is in the tables alone.
     The centre of the seeds' ratios and its interval are those of Wilcoxon's signed ranks, and take 6 seeds; a member
-    that ran all its epochs needs more, one that diverged never converges (siitjax/speed.py).
+    that ran all its epochs needs more, one that diverged never converges (siitjax/questions/statistics/speed.py).
     """
 
     title = "Does it matter that the learning rate falls?"

@@ -13,20 +13,20 @@ from rich.table import Table
 
 import cases
 from cases import MODELS
-from siitjax.circuit import Counterfactual
-from siitjax.command import MOST_SEEDS, flag, main
-from siitjax.errors import UserError
-from siitjax.evaluate import evaluate
-from siitjax.export import load_weights
-from siitjax.metrics import Shares, share, shares
-from siitjax.objective import DrawnPer, Swaps
-from siitjax.question import Question
-from siitjax.report import Verdict
-from siitjax.results import Results, Row
-from siitjax.share import percent
-from siitjax.sweep import Member
-from siitjax.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key
-from siitjax.trained import read_rows
+from siitjax.base.command import MOST_SEEDS, flag, main
+from siitjax.base.errors import UserError
+from siitjax.base.share import percent
+from siitjax.causal.circuit import Counterfactual
+from siitjax.io.trained import read_rows
+from siitjax.model.weights import load_weights
+from siitjax.questions.question import Question
+from siitjax.questions.report import Verdict
+from siitjax.siit.evaluate import evaluate
+from siitjax.siit.metrics import Shares, share, shares
+from siitjax.siit.objective import DrawnPer, Swaps
+from siitjax.siit.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key
+from siitjax.sweep.engine import Member
+from siitjax.sweep.results import Results, Row
 
 QUICK = ("0", "1", "2", "0+1", "1+2")
 PUBLISHED = dict(
@@ -55,7 +55,7 @@ class Models(Question):
     unique_extractor), each in one transformer. Under the causal rule a swap changes everything downstream of it; under
     the frozen one, the original's, nothing. Models trained under the frozen rule are also scored under the causal one.
 
-    With --swaps=edges, models of the causal rule are trained under swaps of every kind (siitjax/edge_sampling.py).
+    With --swaps=edges, models of the causal rule are trained under swaps of every kind (siitjax/siit/edge_sampling.py).
     Begin with weights that hold at nodes: --start=shipped, or --start=FOLDER of a sweep under swaps of nodes. From
     drawn weights it did not work where tried.
 

@@ -16,19 +16,19 @@ from rich.console import Console
 from rich.table import Table
 
 import cases
-from siitjax import hosts
-from siitjax.choice import check_choice
-from siitjax.command import Command, flag, main
-from siitjax.cores import cores
-from siitjax.errors import UserError
-from siitjax.files import write_atomically
-from siitjax.flops import step_flops
-from siitjax.policy import choose_policy
-from siitjax.report import cost_picture
-from siitjax.station import Crew, Setup, Station, in_turn
-from siitjax.sweep import Occupancy
-from siitjax.timing import PARTS, STEPS, seconds
-from siitjax.train import TrainConfig, Updates
+from siitjax.base.choice import check_choice
+from siitjax.base.command import Command, flag, main
+from siitjax.base.errors import UserError
+from siitjax.base.files import write_atomically
+from siitjax.bench.flops import step_flops
+from siitjax.bench.process import Crew, Setup, Station, in_turn
+from siitjax.bench.timing import PARTS, STEPS, seconds
+from siitjax.questions.report import cost_picture
+from siitjax.siit.train import TrainConfig, Updates
+from siitjax.sweep import hosts
+from siitjax.sweep.cores import cores
+from siitjax.sweep.engine import Occupancy
+from siitjax.sweep.placement import choose_policy
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Throughput(Command):
 
 def _torch(config: TrainConfig) -> Any:
     try:
-        from siitjax.peer import Peer, best_threads
+        from siitjax.bench.torch_peer import Peer, best_threads
     except ImportError as error:
         raise UserError(f"--peer=torch needs {error.name}; install the extra: pip install 'siitjax[torch]'") from None
     return Peer(config, best_threads(config, os.cpu_count() or 1))

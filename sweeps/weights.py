@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from siitjax.against import AgainstFirst
-from siitjax.command import flag, main
-from siitjax.compare import by_seed
-from siitjax.errors import UserError
-from siitjax.report import Verdict
-from siitjax.results import Row
-from siitjax.train import Hyperparams, TrainConfig
+from siitjax.base.command import flag, main
+from siitjax.base.errors import UserError
+from siitjax.questions.against_first import AgainstFirst
+from siitjax.questions.report import Verdict
+from siitjax.questions.statistics.paired import by_seed
+from siitjax.siit.train import Hyperparams, TrainConfig
+from siitjax.sweep.results import Row
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Weights(AgainstFirst):
     the others change it. Contradicted: all are as fast. The others are one family, with Holm's correction. The centre
     of the seeds' ratios and its interval are those of Wilcoxon's signed ranks, and take 6 seeds; a member that ran all
     its epochs needs more, one that diverged never converges, so that the ratio answers "whether" too
-    (siitjax/speed.py).
+    (siitjax/questions/statistics/speed.py).
     """
 
     title = "Do the weights of the loss terms decide how fast SIIT converges?"

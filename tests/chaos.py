@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from siitjax.command import Command, flag, main
+from siitjax.base.command import Command, flag, main
 from tests.tear import everything
 
 SWEEP = ("--seeds=2", "--epochs=25", "--samples=4000", "--beta2=0.9", "--save_seconds=0.2")

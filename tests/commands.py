@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from threading import Timer
 from typing import NamedTuple
 
-from siitjax.command import Command
-from siitjax.cores import cores
+from siitjax.base.command import Command
+from siitjax.sweep.cores import cores
 
 HANGS = 1200.0
 """Seconds after which a process is taken to hang; on a machine that does much else, all takes ten times as long."""
 
 EACH = """
 import contextlib, importlib, io, json, sys, traceback
-from siitjax.command import main
+from siitjax.base.command import main
 answers = sys.stdout
 for line in sys.stdin:
     module, name, argv = json.loads(line)

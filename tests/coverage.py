@@ -2,11 +2,11 @@
 
     python -m tests.coverage --sweeps=1000
 
-Epochs to converge are drawn from log-normal distributions, of which seeds share a part; they are rounded up, cut at
-a budget that so many members exceed, and some members diverge. The rows pass through `siitjax.speed` as a sweep's do.
-Differences of metrics are drawn as far from symmetric as those of backup behaviour are: most 0, and some large.
-Exits with 1 where an interval covers the truth in less than 93% of the sweeps that give one, where a wrong verdict
-comes out in 5% of the sweeps or more, or where anything is decided from fewer than 6 seeds.
+Epochs to converge are drawn from log-normal distributions, of which seeds share a part; they are rounded up, cut at a
+budget that so many members exceed, and some members diverge. The rows pass through `siitjax.questions.statistics.speed`
+as a sweep's do. Differences of metrics are drawn as far from symmetric as those of backup behaviour are: most 0, and
+some large. Exits with 1 where an interval covers the truth in less than 93% of the sweeps that give one, where a wrong
+verdict comes out in 5% of the sweeps or more, or where anything is decided from fewer than 6 seeds.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from rich.table import Table
 from scipy.optimize import root_scalar
 from scipy.stats import norm
 
-from siitjax.command import Command, flag, main
-from siitjax.compare import points
-from siitjax.ranks import LEAST, Differences
-from siitjax.results import Row
-from siitjax.speed import MARGIN, holm, interaction, ratio
+from siitjax.base.command import Command, flag, main
+from siitjax.questions.statistics.paired import points
+from siitjax.questions.statistics.ranks import LEAST, Differences
+from siitjax.questions.statistics.speed import MARGIN, holm, interaction, ratio
+from siitjax.sweep.results import Row
 
 SEEDS = (4, 8, 16, 32)
 MEDIAN = 10.0

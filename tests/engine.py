@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from jax.stages import Compiled, Lowered
 
-import siitjax.lanes
-from siitjax.checkpoint import Checkpoints, find, load
-from siitjax.lanes import Batching, Program, compile_program
-from siitjax.launch import Waiting
-from siitjax.objective import Sampling
-from siitjax.sweep import Engine, Member, Outcome, Watcher
-from siitjax.train import Stop, TrainConfig, draw_data, make_train
+import siitjax.sweep.lanes
+from siitjax.siit.objective import Sampling
+from siitjax.siit.train import Stop, TrainConfig, draw_data, make_train
+from siitjax.sweep.checkpoint import Checkpoints, find, load
+from siitjax.sweep.engine import Engine, Member, Outcome, Watcher
+from siitjax.sweep.lanes import Batching, Program, compile_program
+from siitjax.sweep.processes.launch import Waiting
 from tests.tiny import CONFIG, DIVERGES, EPOCHS, LEARNS, STAYS
 
 OTHER = replace(CONFIG, sampling=Sampling("one", "all"))
@@ -65,7 +65,7 @@ def counted(config: TrainConfig):
 def program(config: TrainConfig, lanes: int, batching: Batching = "map") -> Program:
     """Each is compiled once for all these tests, and traced once in that."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(siitjax.lanes, "make_train", counted)
+        patch.setattr(siitjax.sweep.lanes, "make_train", counted)
         patch.setattr(Lowered, "compile", compile_as_users)
         before = traces[config]
         made = compile_program(config, lanes, batching=batching)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import cases
-from siitjax.case import Case
-from siitjax.folder import write_folder
-from siitjax.metrics import Metrics, Tally, shares
-from siitjax.trained import Trained
+from siitjax.causal.case import Case
+from siitjax.io.hub_folder import write_folder
+from siitjax.io.trained import Trained
+from siitjax.siit.metrics import Metrics, Tally, shares
 from tests.parity import random_model
 
 FILES = ["README.md", "circuit.json", "config.json", "metrics.json", "model.safetensors", "vocab.json"]

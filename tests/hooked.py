@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from siitjax.export import state_dict
-from siitjax.nodes import Node
-from siitjax.transformer import Activations, Transformer, TransformerConfig, init_transformer
+from siitjax.model.nodes import Node
+from siitjax.model.transformer import Activations, Transformer, TransformerConfig, init_transformer
+from siitjax.model.weights import state_dict
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

@@ -27,12 +27,12 @@ from rich.table import Table
 
 import cases
 import siitjax.torch
-from siitjax.choice import check_choice
-from siitjax.command import Command, flag, main
-from siitjax.export import with_weights
-from siitjax.nodes import Node, NodeList
+from siitjax.base.choice import check_choice
+from siitjax.base.command import Command, flag, main
+from siitjax.model.nodes import Node, NodeList
+from siitjax.model.transformer import Transformer, TransformerConfig, init_transformer
+from siitjax.model.weights import with_weights
 from siitjax.torch import to_bridge, to_torch
-from siitjax.transformer import Transformer, TransformerConfig, init_transformer
 
 LENS = version("transformer-lens")
 HAS_HOOKED = int(LENS.split(".")[0]) < 4

@@ -18,16 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import siitjax.checkpoint
-from siitjax.checkpoint import CheckpointError, Checkpoints, Occupant, find, load, quiet
-from siitjax.errors import UserError
-from siitjax.lanes import without_keys
-from siitjax.metrics import Metrics, Tally
-from siitjax.results import Results
-from siitjax.sae.results import LAST, SAEResults
-from siitjax.sweep import Member, Outcome
-from siitjax.train import History, State, Stop, make_train
-from siitjax.transformer import init_transformer
+import siitjax.sweep.checkpoint
+from siitjax.analysis.sae.results import LAST, SAEResults
+from siitjax.base.errors import UserError
+from siitjax.model.transformer import init_transformer
+from siitjax.siit.metrics import Metrics, Tally
+from siitjax.siit.train import History, State, Stop, make_train
+from siitjax.sweep.checkpoint import CheckpointError, Checkpoints, Occupant, find, load, quiet
+from siitjax.sweep.engine import Member, Outcome
+from siitjax.sweep.lanes import without_keys
+from siitjax.sweep.results import Results
 from tests.tiny import CONFIG, LEARNS, STAYS
 
 MEMBERS = tuple(Member("made up", seed, CONFIG, hyper) for seed, hyper in enumerate((LEARNS, STAYS)))
@@ -192,7 +192,7 @@ def checkpoints(folder: Path, every: int) -> Iterator[Tear]:
         whole, times, well = path.read_bytes(), 0, 0
         for left in cuts(whole, 0, every):
             path.write_bytes(left)
-            siitjax.checkpoint._read.cache_clear()
+            siitjax.sweep.checkpoint._read.cache_clear()
             for spot in find(folder, SWEEP).get(1, []):
                 try:
                     good = bits(load(folder, spot, states[0])) == bits(states[1])

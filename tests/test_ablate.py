@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from cases import duplicate_remover, left_greater
-from siitjax import ablate as module
-from siitjax.ablate import ablate, mean_ablation, worst_subset, zero_ablation
-from siitjax.case import Case
-from siitjax.circuit import Variable
-from siitjax.evaluate import evaluate
-from siitjax.forms import BATCH_LAST, PLAIN
-from siitjax.metrics import shares
-from siitjax.nodes import Node, head, mlp
-from siitjax.transformer import Transformer
+from siitjax.analysis import ablation as module
+from siitjax.analysis.ablation import ablate, mean_ablation, worst_subset, zero_ablation
+from siitjax.causal.case import Case
+from siitjax.causal.circuit import Variable
+from siitjax.model.forms import BATCH_LAST, PLAIN
+from siitjax.model.nodes import Node, head, mlp
+from siitjax.model.transformer import Transformer
+from siitjax.siit.evaluate import evaluate
+from siitjax.siit.metrics import shares
 from tests.test_evaluate import case_of, samples_of
 from tests.test_interchange import model_of, run_transformer
 from tests.tiny import always_one

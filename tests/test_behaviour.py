@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 import cases
-from siitjax.behaviour import _digest, behaviour, change
-from siitjax.case import Case
-from siitjax.circuit import Variable
-from siitjax.data import Those, Uniform
-from siitjax.errors import UserError
-from siitjax.nodes import head, mlp
-from siitjax.results import Results, ResultsError
-from siitjax.trained import read_trained
-from siitjax.versions import versions
+from siitjax.base.errors import UserError
+from siitjax.base.versions import versions
+from siitjax.causal.behaviour import _digest, behaviour, change
+from siitjax.causal.case import Case
+from siitjax.causal.circuit import Variable
+from siitjax.causal.data import Those, Uniform
+from siitjax.io.trained import read_trained
+from siitjax.model.nodes import head, mlp
+from siitjax.sweep.results import Results, ResultsError
 from tests import tear
 from tests.tiny import CASE, always_one
 
@@ -237,7 +237,7 @@ def test_a_member_of_an_edited_case_is_not_handed_out_with_a_wrong_causal_model(
         read_trained(member, lambda description: case)
     assert str(error.value) == (
         f"{member} was trained on another left_greater: {words}; undo the edit of the case, or read the weights alone "
-        "with siitjax.export.load_weights"
+        "with siitjax.model.weights.load_weights"
     )
 
 

@@ -48,7 +48,7 @@ REFUSED = (
 HEEDING = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from siitjax.command import main
+from siitjax.base.command import main
 from sweeps.betas import Betas
 main(Betas)
 """

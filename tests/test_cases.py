@@ -12,11 +12,11 @@ import pytest
 
 import cases
 from cases import CASES, find, paren_checker
-from siitjax.case import Case
-from siitjax.errors import UserError
-from siitjax.loss import CrossEntropy
-from siitjax.nodes import Node
-from siitjax.sweep import Member
+from siitjax.base.errors import UserError
+from siitjax.causal.case import Case
+from siitjax.causal.loss import CrossEntropy
+from siitjax.model.nodes import Node
+from siitjax.sweep.engine import Member
 from tests.tiny import CONFIG
 
 NODES = {

@@ -13,12 +13,12 @@ import chex
 import jax
 import pytest
 
-import siitjax.checkpoint
-import siitjax.sweep
-from siitjax.checkpoint import CheckpointError, find, load
-from siitjax.launch import Waiting
-from siitjax.sweep import Engine, Member
-from siitjax.train import make_train
+import siitjax.sweep.checkpoint
+import siitjax.sweep.engine
+from siitjax.siit.train import make_train
+from siitjax.sweep.checkpoint import CheckpointError, find, load
+from siitjax.sweep.engine import Engine, Member
+from siitjax.sweep.processes.launch import Waiting
 from tests.engine import SWEEP, Heard, assert_alone, on, program, run, solo
 from tests.tiny import CONFIG, SLOW, STAYS
 
@@ -29,7 +29,7 @@ LASTING = [Member("lasts", seed, CONFIG, replace(SLOW, lr_start=1e-4, lr_end=1e-
 @pytest.fixture
 def interrupted(tmp_path, monkeypatch) -> Path:
     """The checkpoints of a sweep on three lanes, saved after each of three epochs, and stopped then by its watcher."""
-    monkeypatch.setattr(siitjax.sweep, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(siitjax.sweep.engine, "CHUNK_SECONDS", 0.0)
     stopping = threading.Event()
     heard = Heard("epoch", lambda: stopping.set() if heard.events[-1][:3] == ("epoch", 1, 3) else None)
     run(LASTING, on(3), heard, folder=tmp_path, save_seconds=0.0, stopping=stopping)
@@ -84,7 +84,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(interrupted):
         *torn, mended = damages(file).items()
         for how, damage in torn:
             damage()
-            siitjax.checkpoint._read.cache_clear()
+            siitjax.sweep.checkpoint._read.cache_clear()
             heard = Heard()
             spots = find(interrupted, SWEEP)
             engine = Engine(LASTING, on(1), heard.keep, lambda spot, like: load(interrupted, spot, like), heard)

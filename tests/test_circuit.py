@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from siitjax.circuit import Circuit, Variable
-from siitjax.nodes import EMBED, Node, NodeList, head, mlp
+from siitjax.causal.circuit import Circuit, Variable
+from siitjax.model.nodes import EMBED, Node, NodeList, head, mlp
 
 NODES = NodeList(n_layers=2, n_heads=2)
 

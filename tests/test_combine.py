@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cases import find_all
-from siitjax.combine import combine
-from siitjax.loss import SquaredError
+from siitjax.causal.combine import combine
+from siitjax.causal.loss import SquaredError
 from tests.test_counterfactuals import WALK, as_ids
 
 PAIRS = 200

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 from absl import flags
 
-from siitjax import hosts
-from siitjax.command import Command, flag, main
-from siitjax.errors import UserError
+from siitjax.base.command import Command, flag, main
+from siitjax.base.errors import UserError
+from siitjax.sweep import hosts
 from tests.commands import run
 
 
@@ -77,7 +77,7 @@ def test_a_reader_that_leaves_ends_it_in_silence():
 
 
 def test_a_backend_that_is_not_there_is_one_line():
-    ended = run("-m", "siitjax.evaluate", "1", "--pairs=100", JAX_PLATFORMS="fantasy")
+    ended = run("-m", "siitjax", "evaluate", "1", "--pairs=100", JAX_PLATFORMS="fantasy")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.count("\n") == 1
     assert ended.err.startswith('evaluate: JAX_PLATFORMS is "fantasy", and JAX finds no such device here (Unable to')

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from siitjax.compare import difference
-from siitjax.errors import UserError
-from siitjax.report import summarise
-from siitjax.results import Row
+from siitjax.base.errors import UserError
+from siitjax.questions.report import summarise
+from siitjax.questions.statistics.paired import difference
+from siitjax.sweep.results import Row
 
 
 def row(seed: int, epochs: int, stop: str = "converged", **more) -> Row:

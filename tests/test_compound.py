@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from cases import left_greater
-from siitjax.compound import AT_NODES, BASE, OWN, PAIR, by_edge, count_edges, holding, kinds, rows
-from siitjax.compound import _swaps as swaps_of_kinds
-from siitjax.forms import BATCH_LAST, PLAIN
-from siitjax.metrics import EdgeMetrics, Metrics, Tally, read_shares, shares
-from siitjax.nodes import edge_name, parse_edge
+from siitjax.model.forms import BATCH_LAST, PLAIN
+from siitjax.model.nodes import edge_name, parse_edge
+from siitjax.siit.edge_metrics import AT_NODES, BASE, OWN, PAIR, by_edge, count_edges, holding, kinds, rows
+from siitjax.siit.edge_metrics import _swaps as swaps_of_kinds
+from siitjax.siit.metrics import EdgeMetrics, Metrics, Tally, read_shares, shares
 from tests.graphs import LEFT_GREATER, label, swap_of
 from tests.hooked import by_reader_twin, path_patched, random_model, written
 

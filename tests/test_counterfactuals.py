@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from cases import CASES, find
-from siitjax.case import Case
-from siitjax.nodes import EMBED, Node
+from siitjax.causal.case import Case
+from siitjax.model.nodes import EMBED, Node
 
 PAIRS = 400
 

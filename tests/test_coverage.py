@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from siitjax import ranks
+from siitjax.questions.statistics import ranks
 from tests.commands import run
 from tests.coverage import WORLDS, Seen, simulate
 

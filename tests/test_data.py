@@ -13,8 +13,8 @@ import pytest
 from scipy.stats import chisquare
 
 from cases import CASES, find
-from siitjax.data import Arrangements, Those, Uniform, draw_split
-from siitjax.train import TrainConfig, draw_data
+from siitjax.causal.data import Arrangements, Those, Uniform, draw_split
+from siitjax.siit.train import TrainConfig, draw_data
 
 LENGTH = 14
 BEGINNING = 3

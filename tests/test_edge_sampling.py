@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from cases import find, left_greater
-from siitjax.edge_sampling import draw_swaps, group_size
-from siitjax.errors import UserError
-from siitjax.forms import BATCH_LAST, PLAIN
-from siitjax.objective import BASE, IIT, SIIT, Sampling
-from siitjax.swaps import EdgeSwaps
-from siitjax.train import Hyperparams, TrainConfig, make_step, optimizer
+from siitjax.base.errors import UserError
+from siitjax.model.forms import BATCH_LAST, PLAIN
+from siitjax.model.swaps import EdgeSwaps
+from siitjax.siit.edge_sampling import draw_swaps, group_size
+from siitjax.siit.objective import BASE, IIT, SIIT, Sampling
+from siitjax.siit.train import Hyperparams, TrainConfig, make_step, optimizer
 from tests.graphs import LEFT_GREATER, label, swap_of
 from tests.hooked import by_reader_twin, path_patched, random_model, written
 from tests.test_objective import assert_count

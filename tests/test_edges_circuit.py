@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 
 from cases import build, find, left_greater
-from siitjax import truth
-from siitjax.circuit import Circuit, Variable
-from siitjax.errors import UserError
-from siitjax.interchange import edge_labels
-from siitjax.nodes import LOGITS, Node, NodeList, edge_name, head, mlp, parse_edge
-from siitjax.swaps import EdgeSwaps
+from siitjax.base.errors import UserError
+from siitjax.causal import ground_truth as truth
+from siitjax.causal.circuit import Circuit, Variable, edge_labels
+from siitjax.model.nodes import LOGITS, Node, NodeList, edge_name, head, mlp, parse_edge
+from siitjax.model.swaps import EdgeSwaps
 from tests.graphs import BOTH, LEFT_GREATER, PAREN_CHECKER, label, seen, swap_of
 from tests.test_circuit import BASE, CIRCUIT, SOURCE
 

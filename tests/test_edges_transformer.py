@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from siitjax.errors import UserError
-from siitjax.forms import BATCH_LAST, PLAIN, Form
-from siitjax.swaps import EdgeSwaps
-from siitjax.transformer import Activations, TransformerConfig
+from siitjax.base.errors import UserError
+from siitjax.model.forms import BATCH_LAST, PLAIN, Form
+from siitjax.model.swaps import EdgeSwaps
+from siitjax.model.transformer import Activations, TransformerConfig
 from tests.hooked import FELT, by_reader_twin, path_patched, random_model, random_tokens, written
 
 TOLERANCE = 1e-5

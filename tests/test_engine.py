@@ -11,15 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-import siitjax.policy
-import siitjax.sweep
-from siitjax.forms import PLAIN, fastest
-from siitjax.lanes import Program, compile_program
-from siitjax.launch import Waiting
-from siitjax.metrics import shares
-from siitjax.policy import Compiler, choose_policy
-from siitjax.sweep import Engine, Watcher
-from siitjax.train import Stop, TrainConfig
+import siitjax.sweep.engine
+import siitjax.sweep.placement
+from siitjax.model.forms import PLAIN, fastest
+from siitjax.siit.metrics import shares
+from siitjax.siit.train import Stop, TrainConfig
+from siitjax.sweep.engine import Engine, Watcher
+from siitjax.sweep.lanes import Program, compile_program
+from siitjax.sweep.placement import Compiler, choose_policy
+from siitjax.sweep.processes.launch import Waiting
 from tests.engine import MEMBERS, OTHER, QUEUE, Heard, assert_alone, on, program, run, solo
 from tests.tiny import CONFIG, TOKENS_OFF, TOLERANCE
 
@@ -51,7 +51,7 @@ def assert_alone_but_for_rounding(heard: Heard) -> None:
 def test_what_a_gpu_runs_gives_the_solo_run_s_outcomes_but_for_rounding(monkeypatch):
     """The reference form, lanes side by side, and as many as memory holds: all members wait, and two of them fit."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(siitjax.policy, "limit_of", lambda device: 250)
+    monkeypatch.setattr(siitjax.sweep.placement, "limit_of", lambda device: 250)
     compiled = []
 
     def compile_for(config, lanes, **how):
@@ -60,7 +60,7 @@ def test_what_a_gpu_runs_gives_the_solo_run_s_outcomes_but_for_rounding(monkeypa
         real = compile_program(config, lanes, **how) if lanes == 2 else program(config, 1)
         return replace(real, memory=100 * lanes)
 
-    monkeypatch.setattr(siitjax.policy, "compile_program", compile_for)
+    monkeypatch.setattr(siitjax.sweep.placement, "compile_program", compile_for)
     assert fastest() is PLAIN
     queue = Waiting(QUEUE, [*range(len(QUEUE))], {})
     heard = Heard()
@@ -105,7 +105,7 @@ def watched(lanes: int, look: Callable) -> Callable[[TrainConfig, int | None], P
 
 
 def test_no_lane_is_free_while_a_member_of_the_bucket_waits(monkeypatch):
-    monkeypatch.setattr(siitjax.sweep, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(siitjax.sweep.engine, "CHUNK_SECONDS", 0.0)
     heard, seen = Heard(), []
 
     def look(stops, before, after, until):
@@ -121,7 +121,7 @@ def test_no_lane_is_free_while_a_member_of_the_bucket_waits(monkeypatch):
 def test_occupancy_is_the_share_of_lane_time_in_training(monkeypatch):
     """On a clock that goes by a second an epoch: of every lane-second, those in which a member ran an epoch."""
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
-    monkeypatch.setattr(siitjax.sweep, "time", clock)
+    monkeypatch.setattr(siitjax.sweep.engine, "time", clock)
 
     def look(stops, before, after, until):
         clock.now += 1.0
@@ -134,7 +134,7 @@ def test_occupancy_is_the_share_of_lane_time_in_training(monkeypatch):
 
 @pytest.mark.parametrize(("seconds", "chunks"), [(0.0, [1, 1, 1, 1]), (np.inf, [1, 2, 4])])
 def test_a_chunk_is_doubled_until_it_lasts_long_enough(monkeypatch, seconds, chunks):
-    monkeypatch.setattr(siitjax.sweep, "CHUNK_SECONDS", seconds)
+    monkeypatch.setattr(siitjax.sweep.engine, "CHUNK_SECONDS", seconds)
     asked = []
     run(QUEUE[2:3], watched(1, lambda stops, before, after, until: asked.append(int((until - before)[0]))))
     assert asked == chunks

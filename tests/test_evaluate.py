@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from cases import duplicate_remover, left_greater, paren_checker
-from siitjax.case import Case
-from siitjax.circuit import Variable
-from siitjax.evaluate import evaluate
-from siitjax.forms import BATCH_LAST
-from siitjax.metrics import NAMES, shares
-from siitjax.nodes import head
-from siitjax.transformer import LayerNorm, Transformer
+from siitjax.causal.case import Case
+from siitjax.causal.circuit import Variable
+from siitjax.model.forms import BATCH_LAST
+from siitjax.model.nodes import head
+from siitjax.model.transformer import LayerNorm, Transformer
+from siitjax.siit.evaluate import evaluate
+from siitjax.siit.metrics import NAMES, shares
 from tests.test_interchange import model_of, run_transformer
 
 KEY = jax.random.key(5)

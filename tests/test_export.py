@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
-from siitjax.export import load_weights, save_weights, state_dict, with_weights
-from siitjax.transformer import TransformerConfig
+from siitjax.model.transformer import TransformerConfig
+from siitjax.model.weights import load_weights, save_weights, state_dict, with_weights
 from tests.hooked import (
     BATCH,
     RELU,

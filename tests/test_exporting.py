@@ -11,13 +11,12 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import cases
-from siitjax.command import main
-from siitjax.export import save_weights
-from siitjax.exporting import Export
-from siitjax.folder import read_model
-from siitjax.lens import from_lens_config, lens_config
-from siitjax.trained import save_trained
-from siitjax.transformer import TransformerConfig
+from siitjax.base.command import main
+from siitjax.cli.export import Export
+from siitjax.io.trained import read_model, save_trained
+from siitjax.model.tl_config import from_lens_config, lens_config
+from siitjax.model.transformer import TransformerConfig
+from siitjax.model.weights import save_weights
 from tests.commands import run
 from tests.folders import FILES, bits, tally, trained
 from tests.folders import folder as folder
@@ -154,9 +153,9 @@ def test_bad_input_gets_one_line_and_creates_nothing(folder, tmp_path, capsys):
 WITHOUT_TORCH = """
 import runpy, sys
 import siitjax.torch
-sys.argv[1:] = ["--help"]
+sys.argv[1:] = ["export", "--help"]
 try:
-    runpy.run_module("siitjax.export", run_name="__main__")
+    runpy.run_module("siitjax", run_name="__main__")
 finally:
     assert not {"torch", "transformer_lens", "transformers"} & sys.modules.keys()
 """

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 import cases
-from siitjax.ablate import zero_ablation
-from siitjax.combine import combine
-from siitjax.data import Arrangements, Those, Uniform
-from siitjax.errors import UserError
-from siitjax.evaluate import count, evaluate
-from siitjax.interchange import interchange
-from siitjax.nodes import mlp
-from siitjax.objective import term_losses
-from siitjax.trained import read_trained
+from siitjax.analysis.ablation import zero_ablation
+from siitjax.base.errors import UserError
+from siitjax.causal.combine import combine
+from siitjax.causal.data import Arrangements, Those, Uniform
+from siitjax.io.trained import read_trained
+from siitjax.model.nodes import mlp
+from siitjax.siit.evaluate import count, evaluate
+from siitjax.siit.interchange import interchange
+from siitjax.siit.objective import term_losses
 
 pytestmark = pytest.mark.usefixtures("types_unchecked")  # as users have it; the tests' types would see some of it
 KEY = jax.random.key(0)

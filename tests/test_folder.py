@@ -12,11 +12,12 @@ import pytest
 
 import cases
 from cases import left_greater
-from siitjax.case import BOS
-from siitjax.circuit import Variable
-from siitjax.folder import read_model, write_folder
-from siitjax.nodes import NodeList
-from siitjax.truth import edges, ground_truth, possible_edges
+from siitjax.causal.case import BOS
+from siitjax.causal.circuit import Variable
+from siitjax.causal.ground_truth import edges, ground_truth, possible_edges
+from siitjax.io.hub_folder import write_folder
+from siitjax.io.trained import read_model
+from siitjax.model.nodes import NodeList
 from tests.folders import FILES, bits, trained
 from tests.folders import folder as folder
 from tests.test_loss import FRACTION

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from cases import CASES, find, paren_checker
-from siitjax.case import Case
-from siitjax.forms import BATCH_LAST, PLAIN
-from siitjax.interchange import interchange, interchange_by_depth
-from siitjax.nodes import EMBED, Node, head, mlp
-from siitjax.transformer import Transformer, init_transformer
+from siitjax.causal.case import Case
+from siitjax.model.forms import BATCH_LAST, PLAIN
+from siitjax.model.nodes import EMBED, Node, head, mlp
+from siitjax.model.transformer import Transformer, init_transformer
+from siitjax.siit.interchange import interchange, interchange_by_depth
 
 TOLERANCE = 1e-5
 """Rounding of a few float32 layers, whose values are of the order of one."""

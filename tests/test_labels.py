@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import pytest
 
 from cases import CASES, build, left_greater
-from siitjax.case import PAD, Case
-from siitjax.circuit import Variable
-from siitjax.combine import combine
-from siitjax.command import main
-from siitjax.data import Uniform
-from siitjax.errors import UserError
-from siitjax.evaluate import evaluate
-from siitjax.labels import check_labels
-from siitjax.loss import CrossEntropy, SquaredError
-from siitjax.nodes import head
-from siitjax.objective import term_losses
-from siitjax.transformer import init_transformer
+from siitjax.base.command import main
+from siitjax.base.errors import UserError
+from siitjax.causal.case import PAD, Case
+from siitjax.causal.circuit import Variable
+from siitjax.causal.combine import combine
+from siitjax.causal.data import Uniform
+from siitjax.causal.loss import CrossEntropy, SquaredError
+from siitjax.causal.validate import check_labels
+from siitjax.model.nodes import head
+from siitjax.model.transformer import init_transformer
+from siitjax.siit.evaluate import evaluate
+from siitjax.siit.objective import term_losses
 from sweeps.betas import Betas
 
 HELD = (Variable("lefts", ("tokens",), lambda tokens: (tokens == 2).astype(int), head(0, 1)),)

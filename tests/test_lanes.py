@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siitjax.train import Hyperparams, Stop, draw_data, make_train
+from siitjax.siit.train import Hyperparams, Stop, draw_data, make_train
 from tests.tiny import CONFIG, DIVERGES, EPOCHS, LEARNS, QUICK, SLOW, STAYS, TOKENS_OFF, TOLERANCE
 
 LANES = 4

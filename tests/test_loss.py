@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from cases import find
-from siitjax.case import PAD, Case
-from siitjax.circuit import Variable
-from siitjax.data import Uniform
-from siitjax.evaluate import evaluate
-from siitjax.loss import CrossEntropy, SquaredError
-from siitjax.metrics import shares
-from siitjax.nodes import head, mlp
-from siitjax.objective import term_losses
-from siitjax.train import Hyperparams, Stop, TrainConfig, draw_data, make_train
-from siitjax.transformer import Transformer, init_transformer
+from siitjax.causal.case import PAD, Case
+from siitjax.causal.circuit import Variable
+from siitjax.causal.data import Uniform
+from siitjax.causal.loss import CrossEntropy, SquaredError
+from siitjax.model.nodes import head, mlp
+from siitjax.model.transformer import Transformer, init_transformer
+from siitjax.siit.evaluate import evaluate
+from siitjax.siit.metrics import shares
+from siitjax.siit.objective import term_losses
+from siitjax.siit.train import Hyperparams, Stop, TrainConfig, draw_data, make_train
 
 ROUNDING = 1e-6
 """Relative error that float32 arithmetic on a handful of numbers may have."""

@@ -1,4 +1,4 @@
-"""`python -m siitjax.evaluate`: every shipped model holds its circuit, and one that does not is told."""
+"""`python -m siitjax evaluate`: every shipped model holds its circuit, and one that does not is told."""
 
 import json
 from dataclasses import replace
@@ -14,14 +14,14 @@ import pytest
 
 import cases
 from cases import left_greater
-from siitjax.combine import combine
-from siitjax.command import main
-from siitjax.errors import UserError
-from siitjax.evaluate import evaluate
-from siitjax.measure import Evaluate, failures, list_batches, measured_again
-from siitjax.metrics import Metrics, Tally, shares
-from siitjax.trained import Trained, read_trained, save_trained
-from siitjax.transformer import init_transformer
+from siitjax.base.command import main
+from siitjax.base.errors import UserError
+from siitjax.causal.combine import combine
+from siitjax.cli.evaluate import Evaluate, failures, list_batches, measured_again
+from siitjax.io.trained import Trained, read_trained, save_trained
+from siitjax.model.transformer import init_transformer
+from siitjax.siit.evaluate import evaluate
+from siitjax.siit.metrics import Metrics, Tally, shares
 from tests.commands import run
 
 PAIRS = 1_000
@@ -186,7 +186,7 @@ def test_a_model_that_was_harmed_is_told_by_exit_1(tmp_path, commands):
 
 
 def test_a_model_that_is_whole_is_told_by_exit_0_with_a_line_a_node():
-    ended = run("-m", "siitjax.evaluate", "left_greater", "--pairs=500", "--nodes")
+    ended = run("-m", "siitjax", "evaluate", "left_greater", "--pairs=500", "--nodes")
     assert ended.code == 0, ended.err
     assert "All stored figures hold." in ended.out
     for words in ("L0H1", "counts", "MLP0", "joint SIIA", "a random subset"):

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-import siitjax.policy
-import siitjax.sweep
-from siitjax.lanes import Program
-from siitjax.policy import Compiler, Policy, choose_policy
-from siitjax.sweep import Member
-from siitjax.train import TrainConfig
+import siitjax.sweep.engine
+import siitjax.sweep.placement
+from siitjax.siit.train import TrainConfig
+from siitjax.sweep.engine import Member
+from siitjax.sweep.lanes import Program
+from siitjax.sweep.placement import Compiler, Policy, choose_policy
 from tests.engine import QUEUE, Heard, assert_alone, program, run
 from tests.tiny import CONFIG, STAYS
 
@@ -41,7 +41,7 @@ def full_above(lanes: int, after: int = 0) -> Callable[[TrainConfig, int | None]
 
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_out_of_memory_the_members_go_on_in_half_the_lanes_to_the_same_bits(after, monkeypatch):
-    monkeypatch.setattr(siitjax.sweep, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(siitjax.sweep.engine, "CHUNK_SECONDS", 0.0)
     heard = run(QUEUE, full_above(1, after))
     assert_alone(heard, QUEUE)
     assert heard.notes == ["out of memory with 3 lanes; going on with 1"]
@@ -80,7 +80,7 @@ def starts_of(heard: Heard) -> dict[int, list[list[int]]]:
 @pytest.mark.parametrize("turn", [0, 2])
 def test_out_of_memory_in_any_call_loses_nothing_and_tells_each_epoch_once(call, turn, monkeypatch):
     """Each of the calls in which the device gives memory fails once: the first time that it is made, or the third."""
-    monkeypatch.setattr(siitjax.sweep, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(siitjax.sweep.engine, "CHUNK_SECONDS", 0.0)
     made = itertools.count()
 
     def compiled(config, most):
@@ -106,7 +106,7 @@ def test_out_of_memory_in_any_call_loses_nothing_and_tells_each_epoch_once(call,
 @pytest.mark.parametrize("saved", [False, True])
 def test_members_whose_state_went_down_with_the_call_go_on_from_where_they_were_saved(saved, tmp_path, monkeypatch):
     """The call takes the state's memory for its result, and fails then: in the third chunk, of an epoch each."""
-    monkeypatch.setattr(siitjax.sweep, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(siitjax.sweep.engine, "CHUNK_SECONDS", 0.0)
     chunks = itertools.count()
 
     def compiled(config, most):
@@ -159,7 +159,7 @@ def device(monkeypatch):
     def compile_program(config, lanes, *, batching, devices):
         return replace(program(config, 1), lanes=lanes, memory=100 * lanes // len(devices))
 
-    monkeypatch.setattr(siitjax.policy, "compile_program", compile_program)
+    monkeypatch.setattr(siitjax.sweep.placement, "compile_program", compile_program)
     return have
 
 
@@ -198,7 +198,7 @@ def test_a_compilation_that_memory_does_not_hold_is_tried_again_on_half_the_lane
             raise FULL
         return replace(program(config, 1), lanes=lanes)
 
-    monkeypatch.setattr(siitjax.policy, "compile_program", compile_program)
+    monkeypatch.setattr(siitjax.sweep.placement, "compile_program", compile_program)
     for most, lanes in ((6, [20, 10, 4]), (1, [20, 10, 4, 2])):
         compiler = Compiler(Policy(0, 0, 2, "vmap"), lambda config: 20)
         tried.clear()
@@ -216,7 +216,7 @@ def test_an_error_of_a_compilation_that_is_not_memory_s_is_raised(device, monkey
     def compile_program(config, lanes, *, batching, devices):
         raise jax.errors.JaxRuntimeError("INTERNAL: of the compiler")
 
-    monkeypatch.setattr(siitjax.policy, "compile_program", compile_program)
+    monkeypatch.setattr(siitjax.sweep.placement, "compile_program", compile_program)
     with pytest.raises(jax.errors.JaxRuntimeError, match="of the compiler"):
         Compiler(Policy(0, 0, 1, "vmap"), lambda config: 20)(CONFIG)
 
@@ -224,7 +224,7 @@ def test_an_error_of_a_compilation_that_is_not_memory_s_is_raised(device, monkey
 @pytest.mark.parametrize(
     ("platform", "flags", "policy"),
     [
-        ("cpu", {}, Policy(len(siitjax.policy.cores()), 1, 1, "map")),
+        ("cpu", {}, Policy(len(siitjax.sweep.placement.cores()), 1, 1, "map")),
         ("cpu", {"workers": 3}, Policy(3, 1, 1, "map")),
         ("cpu", {"workers": 3, "lanes": 2}, Policy(3, 2, 1, "map")),
         ("cpu", {"lanes": 3}, Policy(0, 3, 1, "map")),

@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 
 from cases import duplicate_remover
-from siitjax.circuit import Variable
-from siitjax.combine import combine
-from siitjax.neurons import (
+from siitjax.analysis.neurons import (
     ablation_effects,
     binned,
     coded,
@@ -27,7 +25,9 @@ from siitjax.neurons import (
     samples_by_task,
     shared_by_chance,
 )
-from siitjax.nodes import mlp
+from siitjax.causal.circuit import Variable
+from siitjax.causal.combine import combine
+from siitjax.model.nodes import mlp
 from tests.test_interchange import model_of, run_transformer
 
 TOLERANCE = 1e-4

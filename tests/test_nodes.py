@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from siitjax.nodes import EMBED, Node, NodeList, head, mlp
+from siitjax.model.nodes import EMBED, Node, NodeList, head, mlp
 
 NODES = NodeList(n_layers=2, n_heads=2)
 

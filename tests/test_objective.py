@@ -17,11 +17,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from cases import duplicate_remover, left_greater, paren_checker
-from siitjax.case import Case
-from siitjax.loss import CrossEntropy
-from siitjax.nodes import EMBED
-from siitjax.objective import BASE, IIT, SIIT, Sampling, batch_masks, draw_masks, term_losses
-from siitjax.train import Hyperparams, TrainConfig, make_step, optimizer
+from siitjax.causal.case import Case
+from siitjax.causal.loss import CrossEntropy
+from siitjax.model.nodes import EMBED
+from siitjax.siit.objective import BASE, IIT, SIIT, Sampling, batch_masks, draw_masks, term_losses
+from siitjax.siit.train import Hyperparams, TrainConfig, make_step, optimizer
 from tests.test_interchange import labels_by_hand, model_of, run_transformer
 
 DRAWS = 20_000

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import cases
-from siitjax.metrics import Metrics, Tally
-from siitjax.neuron_summary import Model
-from siitjax.results import Results
-from siitjax.sweep import Outcome
-from siitjax.train import History, Stop
-from siitjax.trained import read_converged
-from siitjax.transformer import init_transformer
+from siitjax.analysis.neuron_summary import Model
+from siitjax.io.trained import read_converged
+from siitjax.model.transformer import init_transformer
+from siitjax.siit.metrics import Metrics, Tally
+from siitjax.siit.train import History, Stop
+from siitjax.sweep.engine import Outcome
+from siitjax.sweep.results import Results
 from sweeps.capacity import Capacity
 from sweeps.polysemanticity import Polysemanticity, decide, starts
 from tests.test_betas import contents

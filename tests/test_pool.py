@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from siitjax.command import parse
-from siitjax.files import Lock, hold
-from siitjax.question import worker_words
-from siitjax.worker import find_question
+from siitjax.base.command import parse
+from siitjax.base.files import Lock, hold
+from siitjax.questions.question import worker_words
+from siitjax.sweep.processes.worker import find_question
 from sweeps.betas import Betas
 from tests.commands import HANGS, in_one_process, promptly
 
@@ -45,7 +45,7 @@ import os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if os.environ.get("ON_CORE"):
     os.sched_setaffinity(0, {int(os.environ["ON_CORE"])})
-from siitjax.command import main
+from siitjax.base.command import main
 from sweeps.betas import Betas
 main(Betas)
 """

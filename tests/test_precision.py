@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from siitjax.errors import UserError
-from siitjax.forms import PLAIN
-from siitjax.sweep import Member
-from siitjax.train import make_train
-from siitjax.transformer import init_transformer
+from siitjax.base.errors import UserError
+from siitjax.model.forms import PLAIN
+from siitjax.model.transformer import init_transformer
+from siitjax.siit.train import make_train
+from siitjax.sweep.engine import Member
 from sweeps.betas import Betas
 from tests.commands import HANGS
 from tests.tiny import CASE, CONFIG, LEARNS
@@ -75,11 +75,11 @@ def test_a_precision_that_does_not_exist_is_refused_with_those_that_do(types_unc
 IN_64_BITS = """
 from dataclasses import replace
 import jax, numpy as np
-from siitjax.forms import BATCH_LAST, PLAIN, fastest
-from siitjax.lanes import compile_program
-from siitjax.sweep import Engine, Member, Watcher
-from siitjax.launch import Waiting
-from siitjax.train import draw_data, make_train
+from siitjax.model.forms import BATCH_LAST, PLAIN, fastest
+from siitjax.sweep.lanes import compile_program
+from siitjax.sweep.engine import Engine, Member, Watcher
+from siitjax.sweep.processes.launch import Waiting
+from siitjax.siit.train import draw_data, make_train
 from tests.tiny import CONFIG, STAYS, SLOW
 
 assert fastest() is BATCH_LAST

@@ -18,8 +18,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from siitjax.evaluate import evaluate
-from siitjax.nodes import Node
+from siitjax.model.nodes import Node
+from siitjax.siit.evaluate import evaluate
 from siitjax.torch import read_published
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from siitjax.command import parse
-from siitjax.compare import Points, by_seed, difference, points
-from siitjax.report import Verdict
-from siitjax.results import Results, ResultsError, Row
-from siitjax.sweep import Member
+from siitjax.base.command import parse
+from siitjax.questions.report import Verdict
+from siitjax.questions.statistics.paired import Points, by_seed, difference, points
+from siitjax.sweep.engine import Member
+from siitjax.sweep.results import Results, ResultsError, Row
 from sweeps.capacity import Capacity
 from sweeps.heads import Heads
 from sweeps.sampling import METRICS, ONE, SUBSETS, Samplings, backup, measured
@@ -80,7 +80,7 @@ def test_they_share_their_defaults_and_what_shares_a_program_is_one_config(quest
 
 def test_quick_is_left_greater_on_five_seeds_at_most(monkeypatch):
     seen = []
-    monkeypatch.setattr("siitjax.question.Question.run", lambda self: seen.append(self) or 0)
+    monkeypatch.setattr("siitjax.questions.question.Question.run", lambda self: seen.append(self) or 0)
     for flags in ((), ("--quick",), ("--quick", "--seeds=2")):
         parse(Weights, ["weights", *flags]).run()
     assert [(q.case, q.seeds, q.folder.name) for q in seen] == [
@@ -283,9 +283,9 @@ def test_the_verdict_on_sampling_says_in_how_many_seeds_and_leaves_out_those_tha
 
 TINY = """
 from dataclasses import dataclass, replace
-from siitjax.circuit import Variable
-from siitjax.command import main
-from siitjax.nodes import head
+from siitjax.causal.circuit import Variable
+from siitjax.base.command import main
+from siitjax.model.nodes import head
 from sweeps.capacity import Capacity
 from sweeps.heads import Heads
 from sweeps.sampling import METRICS, ONE, SUBSETS, Samplings

@@ -7,9 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from siitjax.compare import Points, difference
-from siitjax.report import Verdict, picture, summarise, table
-from siitjax.results import CURVES, Results, Row
+from siitjax.questions.report import Verdict, picture, summarise, table
+from siitjax.questions.statistics.paired import Points, difference
+from siitjax.sweep.results import CURVES, Results, Row
 from sweeps.schedule import Schedules
 from sweeps.table import Models
 from tests.test_compare import row, setting

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 import cases
-import siitjax.checkpoint
-from siitjax.checkpoint import CheckpointError, find, load
-from siitjax.errors import UserError
-from siitjax.files import Lock, hold
-from siitjax.folder import new_folder
-from siitjax.jsonl import RowsFile, TornError
-from siitjax.results import Results, ResultsError
-from siitjax.sae.results import LAST, SAEResults
-from siitjax.sae.site import find_sites
-from siitjax.sae.study import CONTROLS, Job, Subject, unscored
+import siitjax.sweep.checkpoint
+from siitjax.analysis.sae.results import LAST, SAEResults
+from siitjax.analysis.sae.site import find_sites
+from siitjax.analysis.sae.study import CONTROLS, Job, Subject, unscored
+from siitjax.base.errors import UserError
+from siitjax.base.files import Lock, hold
+from siitjax.base.jsonl import RowsFile, TornError
+from siitjax.io.hub_folder import new_folder
+from siitjax.sweep.checkpoint import CheckpointError, find, load
+from siitjax.sweep.results import Results, ResultsError
 from tests import tear
 from tests.parity import random_model
 
@@ -131,7 +131,7 @@ def test_a_full_disk_is_one_line_and_the_sweep_goes_on_from_it(tmp_path):
 
 def test_a_checkpoint_that_is_read_with_another_number_than_was_saved_is_passed_over(tmp_path, monkeypatch):
     """orbax reads zeros that a power cut left as numbers."""
-    states, read = tear.saved(tmp_path), siitjax.checkpoint._read
+    states, read = tear.saved(tmp_path), siitjax.sweep.checkpoint._read
     (spot,) = find(tmp_path, tear.SWEEP)[1]
     assert tear.bits(load(tmp_path, spot, states[0])) == tear.bits(states[1])
 
@@ -142,7 +142,7 @@ def test_a_checkpoint_that_is_read_with_another_number_than_was_saved_is_passed_
         first[1].flat[np.flatnonzero(first[1])[0]] = 0
         return whole, checksums
 
-    monkeypatch.setattr(siitjax.checkpoint, "_read", zeroed)
+    monkeypatch.setattr(siitjax.sweep.checkpoint, "_read", zeroed)
     with pytest.raises(CheckpointError, match=r"00000001 is torn \(its numbers are not those that were saved\)"):
         load(tmp_path, spot, states[0])
 
@@ -193,7 +193,7 @@ def test_of_two_studies_that_find_a_folder_empty_the_second_does_not_write_into_
 
 @pytest.mark.parametrize("what", ["sweep", "study", "folder"])
 def test_the_second_of_two_processes_says_who_holds_the_folder(tmp_path, what, monkeypatch):
-    monkeypatch.setattr("siitjax.files.PATIENCE", 0.1)
+    monkeypatch.setattr("siitjax.base.files.PATIENCE", 0.1)
     out = tmp_path / what
     held = {
         "sweep": lambda: Results(out, "made up", tear.MEMBERS).held(),

@@ -13,11 +13,11 @@ import pytest
 from jax.stages import Lowered
 from safetensors.numpy import load_file, save_file
 
-from siitjax.sae.dictionary import neurons, of_sae, principal, random_directions
-from siitjax.sae.file import load_sae, save_sae
-from siitjax.sae.kinds import BANDWIDTH, KINDS, SAE, W_AUX, above, init_sae, jump, largest, select_latents
-from siitjax.sae.site import Site
-from siitjax.sae.train import RESAMPLE_EVERY, Activity, Lane, SAEConfig, folded, prepare, train
+from siitjax.analysis.sae.dictionary import neurons, of_sae, principal, random_directions
+from siitjax.analysis.sae.file import load_sae, save_sae
+from siitjax.analysis.sae.kinds import BANDWIDTH, KINDS, SAE, W_AUX, above, init_sae, jump, largest, select_latents
+from siitjax.analysis.sae.site import Site
+from siitjax.analysis.sae.train import RESAMPLE_EVERY, Activity, Lane, SAEConfig, folded, prepare, train
 from tests.engine import compile_as_users
 
 D_IN, N_LATENTS, TOKENS = 5, 9, 20
@@ -335,7 +335,7 @@ def test_saelens_is_timed_on_the_same_sae(kind):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         pytest.importorskip("sae_lens")
-    from siitjax.sae.peer import saelens_seconds, saelens_trainer
+    from siitjax.bench.saelens_peer import saelens_seconds, saelens_trainer
 
     config = SAEConfig(kind, D_IN, n_latents=N_LATENTS, steps=40, batch_size=4)
     assert saelens_seconds(config, SPARSITY[kind], X, 1, steps=4) > 0

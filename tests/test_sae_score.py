@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 import cases
-from siitjax.case import Case
-from siitjax.circuit import Variable
-from siitjax.data import Uniform
-from siitjax.nodes import head, mlp
-from siitjax.sae.dictionary import neurons
-from siitjax.sae.exam import Half, prepare_exam
-from siitjax.sae.known import held, known_values, swappable, task_named
-from siitjax.sae.score import FOUND, find, interchange_latents, probe, score
-from siitjax.sae.site import Site, all_sites, find_sites
-from siitjax.transformer import init_transformer
+from siitjax.analysis.sae.dictionary import neurons
+from siitjax.analysis.sae.exam import Half, prepare_exam
+from siitjax.analysis.sae.known import held, known_values, swappable, task_named
+from siitjax.analysis.sae.score import FOUND, find, interchange_latents, probe, score
+from siitjax.analysis.sae.site import Site, all_sites, find_sites
+from siitjax.causal.case import Case
+from siitjax.causal.circuit import Variable
+from siitjax.causal.data import Uniform
+from siitjax.model.nodes import head, mlp
+from siitjax.model.transformer import init_transformer
 from tests.parity import random_model
 
 A, B = 2, 3

@@ -21,10 +21,10 @@ with warnings.catch_warnings():
     from sae_lens.training.activation_scaler import ActivationScaler
 
 import cases
-from siitjax.nodes import head
-from siitjax.sae.file import save_sae
-from siitjax.sae.kinds import init_sae
-from siitjax.sae.site import HOOKS, Site
+from siitjax.analysis.sae.file import save_sae
+from siitjax.analysis.sae.kinds import init_sae
+from siitjax.analysis.sae.site import HOOKS, Site
+from siitjax.model.nodes import head
 from siitjax.torch import saelens_runner, sites, to_hooked_transformer, to_sae_transformer, to_torch, train_sae
 from siitjax.torch.sae import SAETraining
 from tests.parity import random_model

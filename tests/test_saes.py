@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from siitjax.compare import points
-from siitjax.sae.file import load_sae
-from siitjax.sae.kinds import KINDS
-from siitjax.sae.report import compared
+from siitjax.analysis.sae.file import load_sae
+from siitjax.analysis.sae.kinds import KINDS
+from siitjax.analysis.sae.report import compared
+from siitjax.questions.statistics.paired import points
 from sweeps.saes import decide
 from tests.commands import HANGS
 
@@ -32,7 +32,7 @@ SMALL = (
 )
 EACH = """
 import contextlib, io, json, shutil, sys
-from siitjax.command import main
+from siitjax.base.command import main
 from sweeps.saes import SAEs
 from tests.test_saes import unfinish
 for argv in json.loads(sys.argv[1]):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import cases
-from siitjax.metrics import Metrics, Shares, Tally, mean, read_shares, share, shares
-from siitjax.report import summarise
-from siitjax.share import exact, percent
+from siitjax.base.share import exact, percent
+from siitjax.questions.report import summarise
+from siitjax.siit.metrics import Metrics, Shares, Tally, mean, read_shares, share, shares
 from sweeps.table import reaches
 from tests.test_compare import row
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from siitjax.errors import UserError
-from siitjax.ranks import Differences
-from siitjax.report import Verdict
-from siitjax.results import Row
-from siitjax.speed import Speed, compare, holm, interaction, ratio
+from siitjax.base.errors import UserError
+from siitjax.questions.report import Verdict
+from siitjax.questions.statistics.ranks import Differences
+from siitjax.questions.statistics.speed import Speed, compare, holm, interaction, ratio
+from siitjax.sweep.results import Row
 from sweeps.betas import Betas
 from tests.test_compare import row, setting
 

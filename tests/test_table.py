@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import cases
-from siitjax.errors import UserError
-from siitjax.export import load_weights
+from siitjax.base.errors import UserError
+from siitjax.model.weights import load_weights
 from sweeps.table import Models
 
 

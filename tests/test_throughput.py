@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 import cases
-from siitjax.flops import forward_flops, step_flops
-from siitjax.interchange import interchange
-from siitjax.train import Purpose, TrainConfig, draw_data, draw_key
-from siitjax.transformer import init_transformer
+from siitjax.bench.flops import forward_flops, step_flops
+from siitjax.model.transformer import init_transformer
+from siitjax.siit.interchange import interchange
+from siitjax.siit.train import Purpose, TrainConfig, draw_data, draw_key
 from tests.commands import run
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch
 
-    from siitjax.peer import Peer, patch
+    from siitjax.bench.torch_peer import Peer, patch
 
 TOLERANCE = 1e-5
 """Of logits, as in the tests of parity with TransformerLens."""

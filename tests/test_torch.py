@@ -20,10 +20,10 @@ from transformers import AutoTokenizer
 
 import cases
 import siitjax.torch
-from siitjax.circuit import Variable
-from siitjax.export import save_weights, state_dict, with_weights
-from siitjax.loss import SquaredError
-from siitjax.nodes import head, mlp
+from siitjax.causal.circuit import Variable
+from siitjax.causal.loss import SquaredError
+from siitjax.model.nodes import head, mlp
+from siitjax.model.weights import save_weights, state_dict, with_weights
 from siitjax.torch import CaseDataset, TorchTransformer, draw_datasets, interchanges, to_bridge, to_torch, tokenizer
 from siitjax.torch.source import transformer
 from tests import parity

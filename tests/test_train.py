@@ -16,8 +16,8 @@ import numpy as np
 import optax
 import pytest
 
-from siitjax.objective import Sampling
-from siitjax.train import Hyperparams, Stop, TrainConfig, draw_data, make_train, optimizer
+from siitjax.siit.objective import Sampling
+from siitjax.siit.train import Hyperparams, Stop, TrainConfig, draw_data, make_train, optimizer
 from tests.tiny import CASE
 
 TOLERANCE = 1e-5

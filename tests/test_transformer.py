@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from siitjax.export import state_dict
-from siitjax.transformer import TransformerConfig, init_transformer
+from siitjax.model.transformer import TransformerConfig, init_transformer
+from siitjax.model.weights import state_dict
 from tests.hooked import BATCH, FELT, RELU, SEQ, Named, every_variant, random_model, random_tokens, run_model
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from siitjax.export import state_dict
-from siitjax.loss import CrossEntropy
-from siitjax.nodes import EMBED, Node
-from siitjax.transformer import Transformer, TransformerConfig
+from siitjax.causal.loss import CrossEntropy
+from siitjax.model.nodes import EMBED, Node
+from siitjax.model.transformer import Transformer, TransformerConfig
+from siitjax.model.weights import state_dict
 from tests.hooked import (
     BATCH,
     FELT,

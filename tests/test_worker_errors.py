@@ -4,14 +4,14 @@ import re
 
 import pytest
 
-from siitjax.pool import Pool, WorkerError
-from siitjax.sweep import Member, Watcher
+from siitjax.sweep.engine import Member, Watcher
+from siitjax.sweep.processes.pool import Pool, WorkerError
 from tests.tiny import CONFIG, LEARNS
 
 MEMBERS = [Member("quick", seed, CONFIG, LEARNS) for seed in (7, 8)]
 QUESTION = """
 import os, sys
-from siitjax.command import Command
+from siitjax.base.command import Command
 
 class Broken(Command):
     def run(self):

@@ -4,7 +4,7 @@ from torch import Tensor
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 
-from siitjax.lens import lens_config
+from siitjax.model.tl_config import lens_config
 from siitjax.torch.source import Source, tensors, transformer
 
 WHOLE = ("w", "b", "W_E", "W_pos", "W_U", "b_U")

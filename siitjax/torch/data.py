@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from siitjax.case import Case
-from siitjax.errors import UserError
-from siitjax.nodes import Node
+from siitjax.base.errors import UserError
+from siitjax.causal.case import Case
+from siitjax.model.nodes import Node
 
 IGNORED = -100
 """The class of tokens that do not count, pads and task tokens: what torch's cross-entropy leaves out by default."""

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from siitjax.folder import checked_model, without_constants
-from siitjax.lens import from_lens_config, lens_config
+from siitjax.model.tl_config import from_lens_config, lens_config
+from siitjax.model.transformer import Transformer
+from siitjax.model.weights import checked_model, without_constants
 from siitjax.torch.source import Source, tensors, transformer
-from siitjax.transformer import Transformer
 
 Hooked = TypeVar("Hooked", bound=HookedTransformer)
 

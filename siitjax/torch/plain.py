@@ -7,10 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from siitjax.errors import UserError
-from siitjax.nodes import Node
+from siitjax.base.errors import UserError
+from siitjax.model.nodes import Node
+from siitjax.model.transformer import LN_EPS, TransformerConfig
 from siitjax.torch.source import Source, tensors, transformer
-from siitjax.transformer import LN_EPS, TransformerConfig
 
 ACTIVATION_FUNCTIONS = {"relu": functional.relu, "gelu": functional.gelu}
 
@@ -101,7 +101,7 @@ class Block(nn.Module):
 
 
 class TorchTransformer(nn.Module):
-    """`siitjax.transformer.Transformer` in PyTorch, over a batch. Its weights are zero until they are loaded.
+    """`siitjax.model.transformer.Transformer` in PyTorch, over a batch. Its weights are zero until they are loaded.
 
     `module(tokens, swap)` gives the logits, and the activations by their sites' names: "hook_embed",
     "blocks.0.attn.hook_z" (batch, seq, head, d_head), "blocks.0.mlp.hook_post" (batch, seq, d_mlp). A swap is nodes,

@@ -1,7 +1,7 @@
 """Published folders of Anders & Garriga-Alonso 2024, read as a case and a transformer of ours.
 
 Such a folder holds model.safetensors with TransformerLens' names, config.yaml (or config.json), and, for several tasks,
-cases.json with their names. Their layout is not that of `siitjax.combine`, so it is made here:
+cases.json with their names. Their layout is not that of `siitjax.causal.combine`, so it is made here:
 
 - all tasks use the same token ids, and the first token of a sample, which names the task, reuses one of them: 0, 1, ...
 - to a task, every token that it does not have is PAD;
@@ -25,16 +25,16 @@ import numpy as np
 import yaml
 from jaxtyping import Array, Bool, Int
 
-import cases
-from siitjax.case import PAD, Case
-from siitjax.circuit import Counterfactual, Variable
-from siitjax.combine import combine
-from siitjax.data import shares
-from siitjax.errors import UserError
-from siitjax.folder import checked_model, read_tensors, without_constants
-from siitjax.lens import from_lens_config
-from siitjax.trained import MODEL_FILE
-from siitjax.transformer import Transformer, TransformerConfig
+from siitjax.base.errors import UserError
+from siitjax.causal import registry
+from siitjax.causal.case import PAD, Case
+from siitjax.causal.circuit import Counterfactual, Variable
+from siitjax.causal.combine import combine
+from siitjax.causal.data import shares
+from siitjax.io.trained import MODEL_FILE
+from siitjax.model.tl_config import from_lens_config
+from siitjax.model.transformer import Transformer, TransformerConfig
+from siitjax.model.weights import checked_model, read_tensors, without_constants
 
 NAMES = {
     "duplicate_remover_model": "duplicate_remover",
@@ -54,7 +54,7 @@ class Published(Case):
 
 
 def read_published(folder: Path | str, counterfactual: Counterfactual = "frozen") -> tuple[Case, Transformer]:
-    """The case and the transformer of a published folder, ready for `siitjax.evaluate.evaluate`.
+    """The case and the transformer of a published folder, ready for `siitjax.siit.evaluate.evaluate`.
 
     Args:
         counterfactual: of several tasks, what a swap changes: "frozen" as they were trained, or "causal".
@@ -72,7 +72,7 @@ def read_published(folder: Path | str, counterfactual: Counterfactual = "frozen"
         described = {"d_vocab_out": unembedding.shape[1], **described}  # their config leaves it out
     config = from_lens_config(described, f"the config of {folder}")
     model = checked_model(config, weights, str(folder))
-    parts = [cases.find(name) for name in _tasks(folder)]
+    parts = [registry.find(name) for name in _tasks(folder)]
     if len(parts) == 1:
         return _of_size(parts[0], config), model
     return _combined(parts, config, counterfactual), model

@@ -26,11 +26,11 @@ from sae_lens import (
     TrainingSAEConfig,
 )
 
-from siitjax.case import PAD, Case
-from siitjax.errors import UserError
+from siitjax.base.errors import UserError
+from siitjax.causal.case import PAD, Case
+from siitjax.model.transformer import TransformerConfig
 from siitjax.torch.hooked import load_into, to_hooked_transformer
 from siitjax.torch.source import Source, check_case, transformer
-from siitjax.transformer import TransformerConfig
 
 
 @dataclass(frozen=True)

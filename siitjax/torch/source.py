@@ -5,29 +5,29 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import cases
-from siitjax.case import Case
-from siitjax.export import state_dict
-from siitjax.folder import read_model
-from siitjax.trained import check_described
-from siitjax.transformer import Transformer
+from siitjax.causal.case import Case
+from siitjax.causal.registry import locate
+from siitjax.io.trained import check_described, read_model
+from siitjax.model.transformer import Transformer
+from siitjax.model.weights import state_dict
 
 Source = Transformer | Path | str
-"""A transformer; the path of a model's folder or weights file; or the name of a shipped model; see `cases.locate`."""
+"""A transformer; the path of a model's folder or weights file; or the name of a shipped model; see
+`siitjax.causal.registry.locate`."""
 
 
 def transformer(source: Source) -> Transformer:
     """The transformer that `source` stands for. Raises ValueError where there is none."""
     if isinstance(source, Transformer):
         return source
-    return read_model(cases.locate(source))
+    return read_model(locate(source))
 
 
 def check_case(source: Source, case: Case) -> None:
     """Raises UserError where the transformer is not of the case: in its shape, or as its file says."""
     case.check_fits(transformer(source).config)
     if not isinstance(source, Transformer):
-        check_described(cases.locate(source), case)
+        check_described(locate(source), case)
 
 
 def tensors(model: Transformer) -> dict[str, torch.Tensor]:

@@ -1,0 +1,204 @@
+"""What a study of SAEs found, as tables and as a picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mode
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+from siitjax.analysis.sae.kinds import KINDS
+from siitjax.analysis.sae.results import Row
+from siitjax.analysis.sae.site import HOOKS
+from siitjax.analysis.sae.study import Cost
+from siitjax.base.share import percent
+from siitjax.questions.report import COLOURS, STYLE, mean
+from siitjax.questions.statistics.paired import Points, points
+
+CONTROLS = ("neurons", "PCA", "random")
+"""Dictionaries that nothing was trained for."""
+
+
+def average(rows: Sequence[Row], name: str) -> float:
+    """The mean of a score over the rows that have it; nan where none has."""
+    found = mean(rows, name)
+    return float("nan") if found is None else float(found)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """SAEs beside controls, a figure a model, each at what is best on the other models.
+
+    Attributes:
+        kind: of the SAEs that were chosen most often.
+        control: the same of controls.
+        models: how many have the score.
+        found, other, above: the shares of the SAEs and of the controls, and their differences.
+    """
+
+    kind: str
+    control: str
+    models: int
+    found: Points
+    other: Points
+    above: Points
+
+    def words(self, does: str) -> str:
+        return (
+            f"the best kind (mostly {self.kind}) {does} {_interval(self.found)}, and the best control (mostly "
+            f"{self.control}) {_interval(self.other)} (difference {_interval(self.above)}; {self.models} models)"
+        )
+
+
+def compared(rows: Sequence[Row], score: str) -> Compared | None:
+    """SAEs and controls by a score; None with fewer than two models that have it of both."""
+    ours = [row for row in rows if row["trained"] and row.get(score) is not None]
+    saes, controls = (_elsewhere_best(ours, kinds, score) for kinds in (tuple(KINDS), CONTROLS))
+    models = [model for model in saes if model in controls]
+    if not models:
+        return None
+    most = lambda chosen: mode(kind for model in models for kind in chosen[model][1])
+    found, other = ([chosen[model][0] for model in models] for chosen in (saes, controls))
+    above = points(a - b for a, b in zip(found, other, strict=True))
+    return Compared(most(saes), most(controls), len(models), points(found), points(other), above)
+
+
+def _elsewhere_best(rows: Sequence[Row], kinds: Sequence[str], score: str) -> dict[str, tuple[float, list[str]]]:
+    """Of each model, the mean score over its sites, and the kind at each: at the kind and sparsity whose mean is
+    largest at the same hook of the other models. What is measured had no part in the choice.
+    """
+    found: dict[str, tuple[float, list[str]]] = {}
+    ours = [row for row in rows if row["kind"] in kinds]
+    for model in dict.fromkeys(row["model"] for row in ours):
+        shares, chosen = [], []
+        for hook in dict.fromkeys(row["hook"] for row in ours if row["model"] == model):
+            elsewhere = [row for row in ours if row["hook"] == hook and row["model"] != model]
+            settings = dict.fromkeys((row["kind"], row["sparsity"]) for row in elsewhere)
+            if not settings:
+                continue
+            of = lambda rows, setting: [row for row in rows if (row["kind"], row["sparsity"]) == setting]
+            best = max(settings, key=lambda setting: average(of(elsewhere, setting), score))
+            own = of([row for row in ours if (row["model"], row["hook"]) == (model, hook)], best)
+            sites = dict.fromkeys(row["site"] for row in own)
+            shares += [average([row for row in own if row["site"] == site], score) for site in sites]
+            chosen += [best[0]] * len(sites)
+        if shares:
+            found[model] = float(np.mean(shares)), chosen
+    return found
+
+
+def _interval(found: Points) -> str:
+    if found.median is None:
+        return "-"
+    return f"{found.median:.0f}%" + (
+        "" if found.low is None else f" (95% interval {found.low:.0f} to {found.high:.0f})"
+    )
+
+
+def kinds_table(rows: Sequence[Row], title: str) -> Table:
+    """One row a kind and sparsity, the means over sites."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    columns = {
+        "explained": "explained",
+        "l0": "L0",
+        "dead": "dead",
+        "mean_f1": "F1",
+        "mean_auroc": "AUROC",
+        "coverage": "coverage",
+        "recovered": "recovered",
+        "purity": "purity",
+        "split": "split",
+        "absorbed": "absorbed",
+        "accuracy": "accuracy",
+        "iia": "IIA",
+        "latent_changed_iia": "latents' IIA",
+    }
+    table.add_column("dictionary", no_wrap=True)
+    for column in ("of", *columns.values()):
+        table.add_column(column, justify="right")
+    order = (*KINDS, *CONTROLS, "probe")
+    place = lambda row: (not row["trained"], order.index(row["kind"]), row["sparsity"] or 0)
+    for setting in dict.fromkeys((r["kind"], r["sparsity"], r["trained"]) for r in sorted(rows, key=place)):
+        kind, sparsity, trained = setting
+        if not trained and kind in CONTROLS:
+            continue
+        ours = [row for row in rows if (row["kind"], row["sparsity"], row["trained"]) == setting]
+        shown = {name: mean(ours, name) for name in columns}
+        cells = [percent(x) if x is None or name != "l0" else f"{float(x):.1f}" for name, x in shown.items()]
+        name = kind if sparsity is None else f"{kind} {sparsity:g}"
+        table.add_row(name if trained else f"{name}, untrained model", f"{len(ours)}", *cells)
+    table.caption = (
+        "in %, means over the sites and seeds; coverage: values found at F1 0.95; recovered: of those that the probe "
+        "finds; accuracy and IIA with the reconstruction spliced in; latents' IIA: labels that should change and do, "
+        "the matched latents alone being interchanged"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def beside(costs: Sequence[Cost], peers: Sequence[float]) -> list[tuple[Cost, float]]:
+    return list(zip(costs, peers or [0.0] * len(costs), strict=True))
+
+
+def costs_table(costs: Sequence[Cost], peers: Sequence[float]) -> Table:
+    """What an SAE of each shape took, beside SAELens, and all of them together."""
+    table = Table(title="Cost", box=box.SIMPLE_HEAD, title_justify="left")
+    for column in ("kind", "width", "SAEs", "compile, s", "s each", "SAELens, s each", "times"):
+        table.add_column(column, justify="left" if column == "kind" else "right")
+
+    def add(kind: str, width: str, saes: int, compile_s: float, ours: float, theirs: float) -> None:
+        beside = (f"{theirs:.2f}", f"{theirs / ours:.1f}") if theirs else ("-", "-")
+        table.add_row(kind, width, f"{saes}", f"{compile_s:.1f}", f"{ours:.3f}", *beside)
+
+    saes, compile_s, ours, theirs = 0, 0.0, 0.0, 0.0
+    for cost, peer in beside(costs, peers):
+        add(cost.kind, f"{cost.d_in}", cost.saes, cost.compile_s, cost.seconds, peer)
+        saes, compile_s = saes + cost.saes, compile_s + cost.compile_s
+        ours, theirs = ours + cost.saes * cost.seconds, theirs + cost.saes * peer
+    table.add_section()
+    add("all", "", saes, compile_s, ours / saes, theirs / saes)
+    return table
+
+
+def picture(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Recovery, and IIA of the matched latents, against L0: a panel a hook, a colour a kind, a dot a setting of a site.
+
+    Lines join the means over the sites, one for each sparsity of a kind; crosses are controls.
+    """
+    hooks = [hook for hook in HOOKS if any(row["hook"] == hook for row in rows)]
+    scores = {"recovered": "values recovered, of the probe's", "latent_changed_iia": "IIA of the matched latents"}
+    with matplotlib.rc_context({**STYLE, "font.size": 8}):
+        figure = Figure(figsize=(2 + 2.6 * len(hooks), 6.2), layout="constrained")
+        axes = figure.subplots(2, len(hooks), sharex=True, sharey=True, squeeze=False)
+        for line, (score, label) in zip(axes, scores.items(), strict=True):
+            line[0].set_ylabel(label)
+            for axis, hook in zip(line, hooks, strict=True):
+                _panel(axis, [row for row in rows if row["hook"] == hook and row["trained"]], score)
+        for above, beneath, hook in zip(*axes, hooks, strict=True):
+            above.set_title(hook, fontsize=9)
+            beneath.set_xlabel("L0")
+        named = {n: h for axis in axes.flat for h, n in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False)
+        figure.suptitle(title, fontsize=9, x=0.01, ha="left", wrap=True)
+        figure.savefig(path, dpi=150)
+
+
+def _panel(axis: Axes, rows: Sequence[Row], score: str) -> None:
+    for i, kind in enumerate((*KINDS, *CONTROLS)):
+        ours = [row for row in rows if row["kind"] == kind and row.get(score) is not None]
+        colour, mark, middle = COLOURS[i], "o" if kind in KINDS else "x", []
+        for sparsity in dict.fromkeys(row["sparsity"] for row in ours):
+            setting = [row for row in ours if row["sparsity"] == sparsity]
+            middle.append((average(setting, "l0"), average(setting, score)))
+            for place in dict.fromkeys((row["model"], row["site"]) for row in setting):
+                seeds = [row for row in setting if (row["model"], row["site"]) == place]
+                axis.plot(average(seeds, "l0"), average(seeds, score), mark, color=colour, ms=3, alpha=0.35)
+        if middle:
+            axis.plot(*zip(*middle, strict=True), f"{mark}-", color=colour, label=kind, ms=6)
+    axis.set_xscale("log")
+    axis.set_ylim(-0.03, 1.03)

@@ -1,0 +1,27 @@
+"""Floating point operations, counted from shapes: a multiplication and an addition are two."""
+
+from siitjax.model.transformer import TransformerConfig
+from siitjax.siit.train import TrainConfig
+
+BACKWARD = 2
+"""A backward pass in forward passes: one product for the inputs' gradient, and one for the weights'."""
+
+
+def forward_flops(config: TransformerConfig) -> int:
+    """Those of the matrix products of one forward pass over one sample.
+
+    Attention is counted over all pairs of positions, as einsum computes it.
+    """
+    seq, d_model, d_attn = config.n_ctx, config.d_model, config.n_heads * config.d_head
+    attention = 4 * 2 * seq * d_model * d_attn + 2 * 2 * seq * seq * d_attn
+    mlp = 0 if config.attn_only else 2 * 2 * seq * d_model * config.mlp_width
+    return config.n_layers * (attention + mlp) + 2 * seq * d_model * config.d_vocab_out
+
+
+def step_flops(config: TrainConfig) -> int:
+    """Those of one training step: a forward pass over the sources, forward and backward under three masks.
+
+    With three updates a batch the sources run three times.
+    """
+    source_runs = 1 if config.updates == "single" else 3
+    return config.batch_size * (source_runs + 3 * (1 + BACKWARD)) * forward_flops(config.case.config)

@@ -1,0 +1,201 @@
+"""A case: one task with its causal model, the transformer it is trained into, its data and its loss."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from siitjax.base.errors import UserError
+from siitjax.causal.circuit import Circuit, Counterfactual, Variable
+from siitjax.causal.data import Stratum, draw_split, every_string
+from siitjax.causal.loss import CrossEntropy, Loss
+from siitjax.model.checks import check_tokens
+from siitjax.model.transformer import TransformerConfig
+
+BOS, PAD = 0, 1
+"""Every vocabulary begins with these two."""
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """Draws whole samples, as `Case.draw` and `Case.every` do, of so many tokens as `with_context` says."""
+
+    def __call__(
+        self, n_train: int, n_validation: int, rng: np.random.Generator
+    ) -> tuple[Int[np.ndarray, "train seq"], Int[np.ndarray, "validation seq"]]: ...
+
+    def every(self, limit: int) -> Int[np.ndarray, "sample seq"] | None: ...
+
+    def with_context(self, n_ctx: int) -> "Mixture": ...
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task, declared.
+
+    Attributes:
+        name: what the command line calls it.
+        vocabulary: the tokens' names; the first two are "BOS" and "PAD".
+        variables: the causal model; the last one is the label of each token.
+        strata: samplers of the string that follows BOS, or the function that gives them for its length; each gives
+            an equal share of the data.
+        n_layers, d_model, d_head, d_mlp: the size of the transformer; d_mlp None for 4 d_model.
+        n_outputs: classes, or numbers a token.
+        n_ctx: tokens a sample, BOS included.
+        loss: cross-entropy for classes, squared error for numbers.
+        init_gain: gain of the Xavier normal initialisation.
+        counterfactual: what a swap changes, "causal" or "frozen"; see `siitjax.causal.circuit`.
+        tasks: of a combined case, the tokens that name a task; a sample begins with one, which carries no loss.
+        drawn: draws whole samples, in the place of the strata.
+
+    Raises:
+        UserError: the vocabulary, the sizes or the circuit are not consistent.
+    """
+
+    name: str
+    vocabulary: tuple[str, ...]
+    variables: tuple[Variable, ...]
+    strata: tuple[Stratum, ...] | Callable[[int], tuple[Stratum, ...]]
+    n_layers: int
+    d_model: int
+    d_head: int
+    n_outputs: int
+    n_ctx: int = 15
+    d_mlp: int | None = None
+    loss: Loss = field(default_factory=CrossEntropy)
+    init_gain: float = 1.0
+    counterfactual: Counterfactual = "causal"
+    tasks: tuple[str, ...] = ()
+    drawn: Mixture | None = None
+
+    def __post_init__(self):
+        if self.vocabulary[:2] != ("BOS", "PAD") or len(set(self.vocabulary)) != len(self.vocabulary):
+            raise UserError(f'the vocabulary is {self.vocabulary}; it must begin "BOS", "PAD" and repeat nothing')
+        if self.n_ctx < 2:
+            raise UserError(f"n_ctx is {self.n_ctx}; it must be at least 2, BOS and one token")
+        if not self.strata and self.drawn is None:
+            raise UserError("the case lists no strata; it needs at least one sampler of strings")
+        tokens = jax.ShapeDtypeStruct((self.n_ctx,), jnp.int32)
+        label = jax.eval_shape(lambda tokens: self.circuit(tokens)[0], tokens)
+        expected = (self.n_ctx, *self.loss.label_shape(self.n_outputs))
+        if label.shape != expected:
+            raise UserError(f"the label has shape {label.shape}, but {self.loss} takes {expected}, tokens first")
+        if label.dtype.kind not in self.loss.takes:
+            kinds = "numbers, of a float dtype" if "f" in self.loss.takes else "classes, of an integer dtype or bool"
+            raise UserError(f"the label is of {label.dtype}, but {self.loss} takes {kinds}")
+
+    @cached_property
+    def config(self) -> TransformerConfig:
+        """The shape of the transformer that the case is trained into."""
+        return TransformerConfig(
+            n_layers=self.n_layers,
+            d_model=self.d_model,
+            d_head=self.d_head,
+            n_ctx=self.n_ctx,
+            d_vocab=len(self.vocabulary),
+            d_vocab_out=self.n_outputs,
+            d_mlp=self.d_mlp,
+            init_gain=self.init_gain,
+        )
+
+    @cached_property
+    def circuit(self) -> Circuit:
+        """The causal model on this transformer's nodes."""
+        return Circuit(self.variables, self.config.nodes, self.counterfactual)
+
+    def describe(self) -> dict[str, Any]:
+        """What decides how it is trained and measured, as JSON has it."""
+        return {
+            "name": self.name,
+            "vocabulary": list(self.vocabulary),
+            "circuit": {v.name: str(v.node) if v.node else None for v in self.variables},
+            "loss": repr(self.loss),
+            "counterfactual": self.counterfactual,
+            **asdict(self.config),
+        }
+
+    def with_context(self, n_ctx: int) -> "Case":
+        """The same case on samples of `n_ctx` tokens; where it is of several tasks, all of them are drawn so long."""
+        return replace(self, n_ctx=n_ctx, drawn=self.drawn and self.drawn.with_context(n_ctx))
+
+    def check_fits(self, config: TransformerConfig, *samples: Int[Array | np.ndarray, "_ seq"]) -> None:
+        """Whether a transformer can be asked for this case's labels, on these samples.
+
+        Raises:
+            UserError: it has other nodes, tokens or outputs, or too short a context, or the samples are not of it.
+        """
+        same = ("n_layers", "n_heads", "attn_only", "d_vocab", "d_vocab_out")
+        pairs = [(name, getattr(config, name), getattr(self.config, name)) for name in same]
+        differ = [f"{name} {theirs}, not {ours}" for name, theirs, ours in pairs if theirs != ours]
+        if config.n_ctx < self.n_ctx:
+            differ.append(f"n_ctx {config.n_ctx}, less than {self.n_ctx}")
+        if differ:
+            raise UserError(
+                f"the transformer does not fit the case {self.name}: it has {'; '.join(differ)}; "
+                "give the case that it was trained on"
+            )
+        for each in samples:
+            check_tokens(each, config.d_vocab, config.n_ctx)
+
+    def token_mask(self, tokens: Int[Array, "*batch seq"]) -> Bool[Array, "*batch seq"]:
+        """A sample's own tokens: those that are counted in losses and metrics. Pads and task tokens are free."""
+        first_task = len(self.vocabulary) - len(self.tasks)
+        return (tokens != PAD) & (tokens < first_task)
+
+    def draw(
+        self, n_train: int, n_validation: int, rng: np.random.Generator
+    ) -> tuple[Int[np.ndarray, "train seq"], Int[np.ndarray, "validation seq"]]:
+        """Samples, BOS first, to train and to validate on; no string is in both.
+
+        Raises:
+            UserError: a stratum draws what is no string of this vocabulary, or too few strings.
+        """
+        if self.drawn is not None:
+            train, validation = self.drawn(n_train, n_validation, rng)
+            for samples in (train, validation):
+                check_tokens(samples, len(self.vocabulary), self.n_ctx)
+            return train, validation
+        strata, length = self._strata(), self.n_ctx - 1
+        train, validation = draw_split(strata, length, n_train, n_validation, rng, vocab=len(self.vocabulary))
+        return _with_bos(train), _with_bos(validation)
+
+    def _strata(self) -> tuple[Stratum, ...]:
+        return self.strata(self.n_ctx - 1) if callable(self.strata) else self.strata
+
+    def tokens(self, string: Sequence[str]) -> Int[Array, " seq"]:
+        """The sample that `string` spells, BOS put before it, or after its first token where that names the task.
+
+        Raises:
+            UserError: something is not in the vocabulary, the task is not named, or the sample is longer than n_ctx.
+        """
+        if unknown := [s for s in string if s not in self.vocabulary]:
+            raise UserError(f'"{unknown[0]}" is not a token of {self.name}; those are {" ".join(self.vocabulary)}')
+        if self.tasks and (not string or string[0] not in self.tasks):
+            raise UserError(f"the first token must name the task; one of {' '.join(self.tasks)}")
+        n = min(len(self.tasks), 1)
+        if len(string) + 1 > self.n_ctx:
+            raise UserError(
+                f'"{" ".join(string)}" has {len(string)} tokens; {self.name} takes {self.n_ctx - 1} at most, and BOS'
+            )
+        named = [self.vocabulary.index(s) for s in string]
+        return jnp.array([*named[:n], BOS, *named[n:]], jnp.int32)
+
+    def every(self, limit: int) -> Int[np.ndarray, "sample seq"] | None:
+        """Every sample that may be drawn, of each task that has no more than `limit`; None where none has so few.
+
+        Raises:
+            UserError: a stratum does not say which strings it draws; see `siitjax.causal.data.Listed`.
+        """
+        if self.drawn is not None:
+            return self.drawn.every(limit)
+        strings = every_string(self._strata(), self.n_ctx - 1, limit)
+        return None if strings is None else _with_bos(strings)
+
+
+def _with_bos(strings: Int[np.ndarray, "n length"]) -> Int[np.ndarray, "n seq"]:
+    return np.pad(strings, ((0, 0), (1, 0)), constant_values=BOS)

@@ -1,0 +1,61 @@
+"""`python -m siitjax export`: models as folders that a model hub could show."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from siitjax.base.command import Command, argument, flag
+from siitjax.base.errors import UserError
+from siitjax.causal.registry import locate
+from siitjax.io.hub_folder import new_folder, write_folder
+from siitjax.io.trained import load, read_model, read_rows
+from siitjax.siit.metrics import Shares, read_shares
+
+
+@dataclass(frozen=True)
+class Export(Command):
+    """Writes a trained model as a folder: weights, config, circuit, vocabulary, metrics and a model card."""
+
+    model: str = argument(
+        "a shipped model (0+1+2+3, or task names), a weights file, or a folder with model.safetensors"
+    )
+    out: str = argument("the folder to write; it must not exist")
+    all: bool = flag(False, "MODEL is a sweep's results folder: write a folder a member, named by its number")
+
+    def run(self) -> int:
+        out = Path(self.out)
+        if not self.all:
+            _write(self.model, out)
+            print(f"{self.model} is exported to {out}")
+            return 0
+        files = sorted((Path(self.model) / "members").glob("*.safetensors"))
+        if not files:
+            raise UserError(
+                f"{self.model} is not a sweep's results: it holds no members/*.safetensors; "
+                "without --all, a single model is exported"
+            )
+        with new_folder(out) as folder:
+            for file in files:
+                _write(str(file), folder / file.stem)
+        print(f"{len(files)} members of {self.model} are exported to {out}")
+        return 0
+
+
+def _write(model: str, out: Path) -> None:
+    path = locate(model)
+    if path.exists():
+        read_model(path)  # the strictest reader says all that is wrong with a file
+    write_folder(out, load(model), _measured(path))
+
+
+def _measured(file: Path) -> Shares | None:
+    """The metrics of a sweep's member, which stand in the row of its results folder; None of any other file."""
+    folder = file.parent.parent
+    if not file.stem.isdecimal() or file.parent.name != "members":
+        return None
+    try:
+        found = [row for row in read_rows(folder) if row["member"] == int(file.stem)]
+        return read_shares(found[0]) if found else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the rows of {folder} are torn ({error!r}); restore them, or run the sweep with --resume"
+        ) from None

@@ -1,0 +1,193 @@
+"""A trained transformer with its case and its metrics, in one file that says all of it.
+
+A sweep's members and the shipped models are such files: weights, and in the metadata the transformer's config, the
+case with its circuit and vocabulary, what it computes on some samples, the training, the seed, the versions that
+trained it, and (of shipped models) the metrics.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from siitjax.base.errors import UserError, one_line
+from siitjax.base.jsonl import RowsFile
+from siitjax.base.versions import versions
+from siitjax.causal.behaviour import Computed, behaviour, compute
+from siitjax.causal.case import Case
+from siitjax.causal.registry import described, locate
+from siitjax.model.transformer import Transformer, TransformerConfig
+from siitjax.model.weights import METADATA, checked_model, read_tensors, read_weights, save_weights
+from siitjax.siit.metrics import Shares, read_shares
+
+MODEL_FILE = "model.safetensors"
+"""What the file is called in a folder of its own."""
+TASK = ("name", "vocabulary", "circuit", "loss", "counterfactual")
+"""What of a case's description says which task it is; the rest is its transformer's size."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained transformer.
+
+    Attributes:
+        case: the task that it was trained on, with its circuit.
+        metrics: as measured when it was saved; None where nothing was.
+        about: its member (hyperparameters, training, seed), the versions that trained it, samples on which the case
+            was computed, and on what the metrics were measured; as JSON has it.
+    """
+
+    case: Case
+    model: Transformer
+    metrics: Shares | None
+    about: dict[str, Any]
+
+
+def save_trained(path: Path, trained: Trained) -> None:
+    """Writes the file, whole or not at all."""
+    metrics = {} if trained.metrics is None else {"metrics": trained.metrics.to_json()}
+    save_weights(path, trained.model, {**trained.about, **metrics})
+
+
+def load(name: str | Path) -> Trained:
+    """A trained transformer, with its case and metrics.
+
+    Args:
+        name: what `siitjax.causal.registry.locate` takes.
+
+    Raises:
+        UserError: it is no such thing.
+    """
+    return read_trained(locate(name), described)
+
+
+def read_trained(path: Path, case_of: Callable[[dict[str, Any]], Case]) -> Trained:
+    """What `save_trained`, or a sweep, wrote.
+
+    Args:
+        path: the file, or a folder that holds it as model.safetensors.
+        case_of: finds the case that a description (see `Case.describe`) is of; raises UserError where there is none.
+
+    Raises:
+        UserError: there is no such file, it is torn, it is not of a trained member, or it is of another case, or of one
+            that computed something else.
+    """
+    file = _file(path)
+    if not file.exists():
+        what = f"it holds no {MODEL_FILE}" if path.is_dir() else "there is nothing of that name"
+        raise UserError(f"{path} is not a model: {members_instead(path) or what}")
+    model, about = read_weights(file)
+    if "member" not in about:
+        raise UserError(f"{file} does not say what it was trained on; only a sweep's members and shipped models do")
+    metrics = about.pop("metrics", None)
+    case = case_of(about["member"]["case"])
+    _check_described(file, case, about, case.describe())
+    if "behaviour" in about["member"]:  # older versions did not write it down
+        _check_behaviour(file, case, about)
+    return Trained(case, model, None if metrics is None else read_shares(metrics), about)
+
+
+def read_model(path: Path) -> Transformer:
+    """The transformer of a model's folder, or of a weights file of siitjax.
+
+    Raises:
+        UserError: it is none, is torn, or its weights are not those that its config needs; all that differ are named.
+    """
+    file = path / MODEL_FILE if path.is_dir() else path
+    if not file.is_file():
+        what = f"there is no {file.name if path.is_dir() else 'such file or folder'}"
+        raise UserError(
+            f"{path} is not a model: {members_instead(path) or what}; "
+            "python -m siitjax export MODEL OUT makes a model's folder"
+        )
+    weights, metadata = read_tensors(file)
+    if METADATA not in metadata:
+        raise UserError(
+            f"{file} says nothing of its transformer, so siitjax did not write it; "
+            "read published folders with siitjax.torch.read_published"
+        )
+    try:
+        config = TransformerConfig(**json.loads(metadata[METADATA])["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} describes its transformer in a way that this version cannot read ({error})") from None
+    return checked_model(config, weights, str(file))
+
+
+def members_instead(path: Path) -> str:
+    """What to give in place of a sweep's results folder; "" where it is none."""
+    members = sorted((path / "members").glob("*.safetensors"))
+    if not members:
+        return ""
+    return f"it is a sweep's results folder, of {len(members)} members; give one of them, such as {members[0]}"
+
+
+def check_described(path: Path, case: Case) -> None:
+    """Raises UserError where the file, or the folder that holds it, says that its transformer is of another task."""
+    file = _file(path)
+    _check_described(file, case, read_weights(file)[1], TASK)
+
+
+def _file(path: Path) -> Path:
+    return path / MODEL_FILE if path.is_dir() else path
+
+
+def _check_described(file: Path, case: Case, about: dict[str, Any], keys: Iterable[str]) -> None:
+    ours, said_of = case.describe(), about.get("member", {}).get("case", {})
+    for key in keys:
+        if key in said_of and ours[key] != (said := said_of[key]):
+            own = json.dumps(ours[key])
+            raise UserError(
+                f"{file} was trained on another case: its {key} is {json.dumps(said)}, not {own}; give that case"
+            )
+
+
+def _check_behaviour(file: Path, case: Case, about: dict[str, Any]) -> None:
+    """Raises UserError where the case computes something else than when the file's member was trained."""
+    said = about["member"]["behaviour"]
+    now = compute(case, tuple(about["samples"]))
+    if words := now.change(Computed(said["variables"], said["swaps"])):
+        raise UserError(
+            f"{file} was trained on another {case.name}: {words}; undo the edit of the case, or read the weights alone "
+            "with siitjax.model.weights.load_weights"
+        )
+    # NumPy promises the same draws within a version.
+    if said["draws"] != behaviour(case).draws and about["versions"]["numpy"] == versions()["numpy"]:
+        warnings.warn(f"{file} was trained on other strings than {case.name} draws now", stacklevel=3)
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a sweep's results folder, by member; each host of a sweep has left some of its own.
+
+    Raises:
+        UserError: a row is torn that others follow.
+    """
+    rows = [row for path in folder.glob("rows*.jsonl") for row in RowsFile(path).read()]
+    return sorted(rows, key=lambda row: row["member"])
+
+
+def read_converged(folder: Path, case_of: Callable[[dict[str, Any]], Case]) -> dict[str, Trained]:
+    """The members that converged in a sweep's results folder, by setting and seed.
+
+    Args:
+        case_of: as `read_trained` takes it.
+
+    Raises:
+        UserError: it is no such folder, or a member cannot be read.
+    """
+    try:
+        if not (rows := read_rows(folder)):
+            raise ValueError("it holds no rows")
+        converged = [(row["setting"], row["seed"], row["member"]) for row in rows if row["stop"] == "converged"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = one_line(error)
+        raise UserError(
+            f"{folder} is not a sweep's results folder ({why}); give one, such as python -m sweeps.capacity leaves"
+        ) from None
+    path = lambda member: folder / "members" / f"{member:04d}.safetensors"
+    # Seeds of a setting get the same case, and so share what is compiled for it.
+    made = cache(lambda text: case_of(json.loads(text)))
+    same = lambda description: made(json.dumps(description))
+    return {f"{setting}, seed {seed}": read_trained(path(i), same) for setting, seed, i in converged}

@@ -1,0 +1,188 @@
+"""The transformer under swaps of edges, over a batch, for XLA's CPU backend: see `batch_last`, whose layout it shares.
+
+Here every reader has an input of its own: the residual stream plus, for each sender, what the source run wrote there
+less what this run wrote, where the mask says so. Arrays are (feature, seq, n), n running over masks and batch; heads
+come first. LayerNorm takes a mean away that no reader sees, so whatever is written is centred once, in the weights.
+"""
+
+import operator
+from collections.abc import Iterable
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from siitjax.model.cpu.attention import unrolled_attention, walled
+from siitjax.model.cpu.transformer import Columnar, _product
+from siitjax.model.swaps import EdgeSwaps
+from siitjax.model.transformer import ACTIVATION_FUNCTIONS, LN_EPS, Attention, LayerNorm, Transformer
+
+Stream = Float[Array, "d_model seq n"]
+Streams = Float[Array, "reader d_model seq n"]
+Everything = Float[Array, "sender d_model seq n"]
+
+
+def by_reader(
+    model: Transformer, tokens: Int[Array, "batch seq"], swaps: EdgeSwaps, source: Columnar
+) -> Float[Array, "batch mask seq out"]:
+    """Logits under each swap; `source` is what `batch_last` gave of the source runs."""
+    batch, masks = swaps.edges.shape[:2]
+    config = model.config
+    centre = _centre(config.d_model, config.layer_norm)
+    columns = lambda x: jnp.moveaxis(x, (0, 1), (-1, -2)).reshape(*x.shape[2:], masks * batch)
+    there = _written_there(model, source, swaps, centre)
+    mask = columns(swaps.edges).astype(there.dtype)
+    positions = None if swaps.positions is None else columns(swaps.positions).astype(there.dtype)[:, None]
+
+    one_hot = jax.nn.one_hot(jnp.tile(tokens.T, (1, masks)), config.d_vocab, axis=0)
+    embed = _product(model.embed.W_E @ centre, one_hot)[None]
+    x = (model.pos_embed.W_pos[: tokens.shape[1]] @ centre).T[:, :, None]
+    x = jnp.broadcast_to(x, embed.shape[1:])
+    reader, deltas = 0, ()
+
+    def write(x, own, bias):
+        nonlocal deltas
+        first = sum(map(len, deltas))
+        x, delta = _written(x, bias @ centre, own, there[first : first + len(own)])
+        deltas = (*deltas, delta if positions is None else delta * positions[first : first + len(own)])
+        return x
+
+    def see(x, n):
+        nonlocal reader
+        reader += n
+        ends = np.cumsum([*map(len, deltas)])
+        return _seen(x, deltas, tuple(jnp.split(mask[reader - n : reader, : ends[-1]], ends[:-1], 1)))
+
+    x = write(x, embed, jnp.zeros(config.d_model))
+    for block in model.blocks:
+        attn = block.attn
+        z = _z(attn, block.ln1, see(x, config.n_heads))
+        x = write(x, jax.vmap(_product)(attn.W_O @ centre, z), attn.b_O)
+        if (mlp := block.mlp) is not None:
+            seen = _scaled(see(x, 1)[0], block.ln2)
+            post = ACTIVATION_FUNCTIONS[mlp.act_fn](_affine(mlp.W_in, mlp.b_in, seen, block.ln2))
+            x = write(x, _product(mlp.W_out @ centre, post)[None], mlp.b_out)
+    logits = _affine(model.unembed.W_U, model.unembed.b_U, _scaled(see(x, 1)[0], model.ln_final), model.ln_final)
+    return logits.reshape(*logits.shape[:2], masks, batch).transpose(3, 2, 1, 0)
+
+
+def _centre(d_model: int, layer_norm: bool) -> Float[Array, "d_model d_model"]:
+    return jnp.eye(d_model) - (1 / d_model if layer_norm else 0.0)
+
+
+def _written_there(model: Transformer, source: Columnar, swaps: EdgeSwaps, centre: Array) -> Everything:
+    """What each sender wrote in the source run of each n: data, through which no gradient flows."""
+    assert source.embed is not None
+    written = [jnp.tensordot(centre, source.embed, 1)[None]]
+    posts = iter(source.post)
+    for block, z in zip(model.blocks, source.z, strict=True):
+        written.append(jnp.einsum("hdm,hdsob->hmsob", block.attn.W_O @ centre, z))
+        if block.mlp is not None:
+            written.append(_product(block.mlp.W_out @ centre, next(posts))[None])
+    there = jax.lax.stop_gradient(jnp.concatenate(written)[..., 0, :])
+    if swaps.sources is None:
+        return jnp.tile(there, swaps.edges.shape[1])
+    # A product with ones and zeros: a gather is slower here.
+    chosen = jax.nn.one_hot(swaps.sources, there.shape[-1], axis=-1)  # (batch, mask, sender, source)
+    chosen = chosen.transpose(2, 3, 1, 0).reshape(len(there), there.shape[-1], -1)
+    return jnp.einsum("amsb,abn->amsn", there, chosen)
+
+
+def _sum(terms: Iterable[Array]) -> Array:
+    return reduce(operator.add, terms)
+
+
+# What jax derives of the next two is slow here: sums over first axes, and stages computed again in all their readers.
+
+
+@jax.custom_vjp
+def _written(x: Stream, bias: Float[Array, " d_model"], own: Streams, there: Streams) -> tuple[Stream, Streams]:
+    """The stream after some senders wrote to it, and what else a reader may see of each: source less own."""
+    stage = lambda x, bias, own, there: (_sum([x + bias[:, None, None], *own]), there - own)
+    return walled(stage, x, bias, own, there)
+
+
+def _written_forward(*arrays: Array) -> tuple[Any, None]:
+    return _written(*arrays), None
+
+
+def _written_backward(_: None, gradients: tuple[Array, Array]) -> tuple[Array, Array, Array, None]:
+    dx, d_delta = gradients
+    return dx, dx.sum((1, 2)), walled(lambda dx, d_delta: dx[None] - d_delta, dx, d_delta), None
+
+
+_written.defvjp(_written_forward, _written_backward)
+
+
+@jax.custom_vjp
+def _seen(
+    x: Stream, deltas: tuple[Float[Array, "_ d_model seq n"], ...], masks: tuple[Float[Array, "reader _ n"], ...]
+) -> Streams:
+    """The stream as each reader sees it, given what it may see of the senders so far and whether, group by group."""
+
+    def stage(x, deltas, masks):
+        pairs = ((m[:, i, None, None], d[i][None]) for m, d in zip(masks, deltas, strict=True) for i in range(len(d)))
+        return _sum([x[None], *(mask * delta for mask, delta in pairs)])
+
+    return walled(stage, x, deltas, masks)
+
+
+def _seen_forward(x: Array, deltas: tuple[Array, ...], masks: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
+    return _seen(x, deltas, masks), masks
+
+
+def _seen_backward(masks: tuple[Array, ...], dy: Array) -> tuple[Array, tuple[Array, ...], None]:
+    of = lambda mask, dy: _sum(m[:, None, None] * d[None] for m, d in zip(mask, dy, strict=True))
+    return *walled(lambda masks, dy: (_sum(dy), tuple(of(mask, dy) for mask in masks)), masks, dy), None
+
+
+_seen.defvjp(_seen_forward, _seen_backward)
+
+
+def _z(attn: Attention, ln: LayerNorm | None, x: Streams) -> Float[Array, "head d_head seq n"]:
+    """What each head read of its own view of the stream: the site `hook_z`."""
+    w = jnp.concatenate([attn.W_Q, attn.W_K, attn.W_V], -1)
+    b = jnp.concatenate([attn.b_Q, attn.b_K, attn.b_V], -1)
+    q, k, v = jnp.split(jax.vmap(lambda w, b, x: _affine(w, b, x, ln))(w, b, _scaled_heads(x, ln)), 3, 1)
+    return unrolled_attention(q, k, v)
+
+
+def _affine(w: Float[Array, "read feature"], b: Float[Array, " feature"], x: Stream, ln: LayerNorm | None) -> Array:
+    if ln is not None:
+        w, b = ln.w[:, None] * w, ln.b @ w + b
+    return _product(w, x) + b[:, None, None]
+
+
+def _scaled(x: Stream, ln: LayerNorm | None) -> Stream:
+    return x if ln is None else _unit(x)
+
+
+def _scaled_heads(x: Streams, ln: LayerNorm | None) -> Streams:
+    return x if ln is None else jax.vmap(_unit)(x)
+
+
+@jax.custom_vjp
+def _unit(x: Stream) -> Stream:
+    """Each token's features, which are centred, with variance 1."""
+    return _unit_forward(x)[0]
+
+
+def _unit_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    scale = jax.lax.rsqrt(_mean(x * x) + LN_EPS)
+    y = x * scale
+    return y, (y, scale)
+
+
+def _unit_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array]:
+    y, scale = saved
+    return ((dy - y * _mean(dy * y)) * scale,)
+
+
+_unit.defvjp(_unit_forward, _unit_backward)
+
+
+def _mean(x: Stream) -> Float[Array, "1 seq n"]:
+    return jnp.tensordot(jnp.full((1, len(x)), 1 / len(x)), x, 1)

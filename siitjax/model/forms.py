@@ -1,0 +1,142 @@
+"""The forms in which a transformer runs over a batch: all give the same, and the backend decides the fastest."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from siitjax.model.cpu.edges import by_reader
+from siitjax.model.cpu.transformer import batch_last
+from siitjax.model.nodes import Masks, Sites, block_of
+from siitjax.model.swaps import EdgeSwaps
+from siitjax.model.transformer import Activations, Transformer
+
+
+@runtime_checkable
+class Run(Protocol):
+    """`Transformer.__call__` of every sample of a batch under every mask: its logits, and the run's activations.
+
+    The activations, which have the fields of `Activations`, are what a swap and a resume take; only the form that
+    made them can read them. Without a swap there is one mask, of nothing. Masks of two axes are all samples' alike.
+    Resumed at the depth of a site (see `Node.depth`), nothing that lies before that site is swapped.
+    """
+
+    def __call__(
+        self,
+        model: Transformer,
+        tokens: Int[Array, "batch seq"],
+        swap: tuple[Masks, Any] | None = None,
+        *,
+        resume: tuple[int, Any] | None = None,
+    ) -> tuple[Float[Array, "batch mask seq out"], Any]: ...
+
+
+@runtime_checkable
+class RunEdges(Protocol):
+    """`Transformer.__call__` of every sample of a batch under swaps of edges: its logits.
+
+    `source` is what the same form's `Run` gave of the source runs.
+    """
+
+    def __call__(
+        self, model: Transformer, tokens: Int[Array, "batch seq"], swaps: EdgeSwaps, source: Any
+    ) -> Float[Array, "batch mask seq out"]: ...
+
+
+class Form(NamedTuple):
+    """A form of the transformer.
+
+    Attributes:
+        run: computes it, perhaps under swaps of nodes.
+        run_edges: computes it under swaps of edges.
+        at_once: how many samples it is best given at once; None for as many as there are.
+    """
+
+    run: Run
+    run_edges: RunEdges
+    at_once: int | None
+
+    def part(self, n: int) -> int:
+        """The size of the equal parts that n samples are best cut into; n where they cannot be cut well."""
+        sizes = range(self.at_once or 0, (self.at_once or 0) // 2, -1)
+        return next((size for size in sizes if n % size == 0), n)
+
+
+def as_written(
+    model: Transformer,
+    tokens: Int[Array, "batch seq"],
+    swap: tuple[Masks, Activations] | None = None,
+    *,
+    resume: tuple[int, Activations] | None = None,
+) -> tuple[Float[Array, "batch mask seq out"], Activations]:
+    """The model's own call, under vmap."""
+    first, held = (0, None) if resume is None else (block_of(resume[0])[0], resume[1])
+
+    def run(tokens, held, swap):
+        return model(tokens, swap, resume=None if held is None else (first, held.stream[first]))
+
+    if swap is None:
+        logits, activations = jax.vmap(partial(run, swap=None))(tokens, held)
+        return logits[:, None], activations
+    masks, source = swap
+    sample = lambda tokens, held, masks, source: jax.vmap(lambda mask: run(tokens, held, (mask, source)))(masks)
+    return jax.vmap(sample, (0, 0, 0 if masks.ndim == 3 else None, 0))(tokens, held, masks, source)
+
+
+def edges_as_written(
+    model: Transformer, tokens: Int[Array, "batch seq"], swaps: EdgeSwaps, source: Activations
+) -> Float[Array, "batch mask seq out"]:
+    """The model's own call under swaps of edges, under vmap."""
+    nodes = model.config.nodes
+
+    def run(tokens, mask, own, sources):
+        there = own if sources is None else _taken(source, nodes.sites(sources))
+        return model(tokens, (mask, there))[0]
+
+    own = source if swaps.sources is None else None
+    over_masks = jax.vmap(run, (None, 0, None, 0))
+    return jax.vmap(over_masks)(tokens, swaps.at_positions(), own, swaps.sources)
+
+
+def _taken(activations: Activations, sources: Sites) -> Activations:
+    """The activations in which each node's are of an example of its own; `activations` have a batch axis."""
+    assert activations.embed is not None
+    assert activations.z is not None
+    n_layers, n_heads = sources.z.shape
+    layers, heads = np.arange(n_layers), np.arange(n_heads)
+    z = jnp.moveaxis(activations.z, 3, 2)[sources.z, layers[:, None], heads[None]]
+    post = None if activations.post is None else activations.post[sources.post, layers]
+    return Activations(activations.embed[sources.embed], jnp.moveaxis(z, 1, 2), post)
+
+
+PLAIN = Form(as_written, edges_as_written, None)
+"""What the other form is tested against."""
+
+BATCH_LAST = Form(batch_last, by_reader, 40)
+"""Of 40 samples under a few masks, most arrays fit a core's second-level cache."""
+
+
+def fastest() -> Form:
+    """The form that suits the backend that this process runs on."""
+    return BATCH_LAST if jax.default_backend() == "cpu" else PLAIN
+
+
+def mean_over_parts(function: Callable[..., Any], size: int, *arrays: Any) -> Any:
+    """The mean of what `function` gives of each part, `size` long, of the arrays' first axes."""
+    if all(len(x) == size for x in jax.tree.leaves(arrays)):
+        return function(*arrays)
+    parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), arrays)
+    return jax.tree.map(lambda x: x.mean(0), jax.lax.map(lambda part: function(*part), parts))
+
+
+def summed_over_chunks(count: Callable[..., Any], size: int, *arrays: Array) -> Any:
+    """The sum of what `count` gives of all chunks of the samples, `size` long but for the last."""
+    n = len(arrays[0])
+    whole, rest = divmod(n, min(size, n))
+    chunks = [x[: n - rest].reshape(whole, -1, *x.shape[1:]) for x in arrays]
+    total = jax.tree.map(lambda x: x.sum(0), jax.lax.map(lambda chunk: count(*chunk), chunks))
+    return jax.tree.map(jnp.add, total, count(*(x[n - rest :] for x in arrays))) if rest else total

@@ -1,0 +1,360 @@
+"""The low-level model: a decoder-only transformer, numerically TransformerLens' HookedTransformer.
+
+`model(tokens, swap)` is pure and unbatched. It returns its logits and its activations at the named sites; given
+a swap of nodes, each masked node takes the source run's value, by a `where` at its site; given one of edges, each
+reader sees the residual stream with what its masked senders wrote in the source run. The path of a weight in the
+PyTree is its TransformerLens key ("blocks.0.attn.W_Q"), so exporting weights is flattening a tree.
+"""
+
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from siitjax.base.choice import check_choice
+from siitjax.base.errors import UserError
+from siitjax.base.precision import matmul_precision
+from siitjax.model.checks import check_mask, check_positions, check_source, check_tokens
+from siitjax.model.nodes import NodeList
+
+LN_EPS = 1e-5
+ACTIVATION_FUNCTIONS = {"relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The shape of a transformer.
+
+    Attributes:
+        n_layers: blocks.
+        d_model: width of the residual stream; d_model / d_head is the number of heads.
+        d_head: width of a head.
+        n_ctx: longest sequence, in tokens.
+        d_vocab: input tokens.
+        d_vocab_out: output classes, or output numbers a token.
+        d_mlp: width of an MLP; None for 4 d_model.
+        act_fn: "relu" or "gelu" (the exact one).
+        attn_only: no MLPs.
+        layer_norm: pre-LayerNorm with weight and bias (TransformerLens' "LN"), or none at all.
+        init_gain: gain of the Xavier normal initialisation.
+
+    Raises:
+        UserError: a size is not positive, d_head does not divide d_model, or act_fn is unknown.
+    """
+
+    n_layers: int
+    d_model: int
+    d_head: int
+    n_ctx: int
+    d_vocab: int
+    d_vocab_out: int
+    d_mlp: int | None = None
+    act_fn: Literal["relu", "gelu"] = "relu"
+    attn_only: bool = False
+    layer_norm: bool = True
+    init_gain: float = 1.0
+
+    def __post_init__(self):
+        for name in ("n_layers", "d_model", "d_head", "n_ctx", "d_vocab", "d_vocab_out", "d_mlp", "init_gain"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name} is {value}; it must be greater than 0")
+        if self.d_model % self.d_head:
+            raise UserError(f"d_head {self.d_head} does not divide d_model {self.d_model}; choose one that does")
+        check_choice("act_fn", self.act_fn, tuple(ACTIVATION_FUNCTIONS))
+
+    @property
+    def n_heads(self) -> int:
+        return self.d_model // self.d_head
+
+    @property
+    def mlp_width(self) -> int:
+        return 4 * self.d_model if self.d_mlp is None else self.d_mlp
+
+    @cached_property
+    def nodes(self) -> NodeList:
+        """The nodes of this transformer, in mask order."""
+        return NodeList(self.n_layers, self.n_heads, not self.attn_only)
+
+
+class Activations(eqx.Module):
+    """What the sites hold in one run. In a swap's source a site may be None: then it is not swapped.
+
+    Attributes:
+        stream: the residual stream before each block (`hook_resid_pre`): no node, so never swapped.
+    """
+
+    embed: Float[Array, "seq d_model"] | None
+    z: Float[Array, "layer seq head d_head"] | None
+    post: Float[Array, "layer seq d_mlp"] | None
+    stream: Float[Array, "layer seq d_model"] | None = None
+
+
+Mask = Bool[Array, " node"] | Bool[Array, "reader sender"] | Bool[Array, "reader sender seq"]
+Swap = tuple[Mask, Activations]
+"""Which nodes are swapped, which edges, or which edges at which of the sender's positions; and the source run."""
+Resume = tuple[int, Float[Array, "seq d_model"]]
+"""The block to go on from, and the residual stream before it."""
+
+
+class LayerNorm(eqx.Module):
+    w: Float[Array, " d_model"]
+    b: Float[Array, " d_model"]
+
+    def __call__(self, x: Float[Array, " d_model"]) -> Float[Array, " d_model"]:
+        x = x - x.mean()
+        return x * jax.lax.rsqrt((x * x).mean() + LN_EPS) * self.w + self.b
+
+
+class Embed(eqx.Module):
+    W_E: Float[Array, "vocab d_model"]
+
+
+class PosEmbed(eqx.Module):
+    W_pos: Float[Array, "n_ctx d_model"]
+
+
+class Unembed(eqx.Module):
+    W_U: Float[Array, "d_model vocab_out"]
+    b_U: Float[Array, " vocab_out"]
+
+
+def plain_attention(
+    q: Float[Array, "seq head d_head"], k: Float[Array, "seq head d_head"], v: Float[Array, "seq head d_head"]
+) -> Float[Array, "seq head d_head"]:
+    """Every position mixes the values at and before it, by softmax(q k / sqrt(d_head)); unbatched.
+
+    `siitjax.model.cpu.attention` computes the same for a batch, faster on a CPU.
+
+    Source: TransformerLens, `AbstractAttention.forward` (whose output, before W_O, is `hook_z`).
+    """
+    seq, _, d_head = q.shape
+    scores = jnp.einsum("qhd,khd->hqk", q, k) / d_head**0.5
+    past = jnp.tril(jnp.ones((seq, seq), bool))
+    pattern = jax.nn.softmax(jnp.where(past[None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("hqk,khd->qhd", pattern, v)
+
+
+class Attention(eqx.Module):
+    W_Q: Float[Array, "head d_model d_head"]
+    W_K: Float[Array, "head d_model d_head"]
+    W_V: Float[Array, "head d_model d_head"]
+    W_O: Float[Array, "head d_head d_model"]
+    b_Q: Float[Array, "head d_head"]
+    b_K: Float[Array, "head d_head"]
+    b_V: Float[Array, "head d_head"]
+    b_O: Float[Array, " d_model"]
+
+    def z(self, x: Float[Array, "seq d_model"] | Float[Array, "head seq d_model"]) -> Float[Array, "seq head d_head"]:
+        """What each head read, before W_O: the site `hook_z`. Heads may see the stream alike, or each its own."""
+        q, k, v = (
+            jnp.einsum("sm,hmd->shd" if x.ndim == 2 else "hsm,hmd->shd", x, w) + b[None]
+            for w, b in ((self.W_Q, self.b_Q), (self.W_K, self.b_K), (self.W_V, self.b_V))
+        )
+        return plain_attention(q, k, v)
+
+    def out(self, z: Float[Array, "seq head d_head"]) -> Float[Array, "seq d_model"]:
+        return jnp.einsum("shd,hdm->sm", z, self.W_O) + self.b_O[None]
+
+
+class MLP(eqx.Module):
+    W_in: Float[Array, "d_model d_mlp"]
+    b_in: Float[Array, " d_mlp"]
+    W_out: Float[Array, "d_mlp d_model"]
+    b_out: Float[Array, " d_model"]
+    act_fn: str = eqx.field(static=True)
+
+    def post(self, x: Float[Array, "seq d_model"]) -> Float[Array, "seq d_mlp"]:
+        """The hidden layer after its activation function: the site `hook_post`."""
+        return ACTIVATION_FUNCTIONS[self.act_fn](x @ self.W_in + self.b_in[None])
+
+    def out(self, post: Float[Array, "seq d_mlp"]) -> Float[Array, "seq d_model"]:
+        return post @ self.W_out + self.b_out[None]
+
+
+class Block(eqx.Module):
+    ln1: LayerNorm | None
+    attn: Attention
+    ln2: LayerNorm | None
+    mlp: MLP | None
+
+
+class Transformer(eqx.Module):
+    embed: Embed
+    pos_embed: PosEmbed
+    blocks: tuple[Block, ...]
+    ln_final: LayerNorm | None
+    unembed: Unembed
+    config: TransformerConfig = eqx.field(static=True)
+
+    @matmul_precision()
+    def __call__(
+        self,
+        tokens: Int[Array, " seq"],
+        swap: Swap | None = None,
+        *,
+        resume: Resume | None = None,
+    ) -> tuple[Float[Array, "seq vocab_out"], Activations]:
+        """Logits and activations; the masked nodes take the values of the swap's source activations.
+
+        The activations returned are those after the swap: what the rest of the transformer saw; under a swap of
+        edges, a node's own, since each of its readers may see another.
+
+        Args:
+            swap: a mask of nodes, of edges, or of edges at positions, with the source run's activations. What a
+                sender writes is data there: no gradient flows into it.
+            resume: run from a block on, given the residual stream before it; the activations returned are of
+                those blocks alone.
+
+        Raises:
+            UserError: the tokens, the mask or the source are not this transformer's (see `siitjax.model.checks`), or a
+                swap of edges is resumed, or lacks a site in its source.
+        """
+        self._check(tokens, swap)
+        mask, source = (None, Activations(None, None, None)) if swap is None else swap
+        if mask is not None and mask.ndim > 1:
+            if resume is not None:
+                raise UserError("a run under a swap of edges cannot be resumed; run it whole, without resume")
+            return self._by_reader(tokens, mask, source)
+        sites = None if mask is None else self.config.nodes.sites(mask)
+        first, x, embed = 0, None, None
+        if resume is None:
+            embed = self.embed.W_E[tokens]
+            if sites is not None and source.embed is not None:
+                embed = jnp.where(sites.embed, source.embed, embed)
+            x = embed + self.pos_embed.W_pos[: len(tokens)]
+        else:
+            first, x = resume
+
+        zs, posts, streams = [], [], []
+        for i, block in enumerate(self.blocks[first:], start=first):
+            streams.append(x)
+            z = block.attn.z(_normalised(block.ln1, x))
+            if sites is not None and source.z is not None:
+                z = jnp.where(sites.z[i][None, :, None], source.z[i], z)
+            x = x + block.attn.out(z)
+            zs.append(z)
+            if block.mlp is not None:
+                post = block.mlp.post(_normalised(block.ln2, x))
+                if sites is not None and source.post is not None and sites.post is not None:
+                    post = jnp.where(sites.post[i], source.post[i], post)
+                x = x + block.mlp.out(post)
+                posts.append(post)
+
+        logits = _normalised(self.ln_final, x) @ self.unembed.W_U + self.unembed.b_U[None]
+        return logits, Activations(embed, jnp.stack(zs), jnp.stack(posts) if posts else None, jnp.stack(streams))
+
+    def _check(self, tokens: Int[Array, " seq"], swap: Swap | None) -> None:
+        c = self.config
+        check_tokens(tokens, c.d_vocab, c.n_ctx)
+        if swap is None:
+            return
+        mask, source = swap
+        check_mask(mask, range(mask.ndim)[:2], len(c.nodes))
+        check_positions(mask, n := len(tokens))
+        needed = {"embed": (n,), "z": (c.n_layers, n, c.n_heads), "post": (c.n_layers, n)}
+        check_source(vars(source), needed)
+
+    def writes(self, activations: Activations) -> Float[Array, "sender seq d_model"]:
+        """What each node added to the residual stream in a run, biases apart."""
+        if activations.embed is None or activations.z is None:
+            raise UserError("a swap of edges takes a source run with all its sites; embed or z is None")
+        written = [activations.embed[None]]
+        for i, block in enumerate(self.blocks):
+            written.append(jnp.einsum("shd,hdm->hsm", activations.z[i], block.attn.W_O))
+            if block.mlp is not None and activations.post is not None:
+                written.append((activations.post[i] @ block.mlp.W_out)[None])
+        return jnp.concatenate(written)
+
+    def _by_reader(
+        self, tokens: Int[Array, " seq"], mask: Bool[Array, "reader sender *seq"], source: Activations
+    ) -> tuple[Float[Array, "seq vocab_out"], Activations]:
+        """A run in which each reader sees what its masked senders wrote in the source run (Wang et al. 2023)."""
+        there = jax.lax.stop_gradient(self.writes(source))
+        swapped = (mask if mask.ndim == 3 else mask[..., None]).astype(there.dtype)
+        x = self.embed.W_E[tokens]
+        own = x[None]
+        x = x + self.pos_embed.W_pos[: len(tokens)]
+
+        def seen(x, own, first, n):
+            """The stream as each of n readers sees it, from reader `first` on."""
+            here = swapped[first : first + n, : len(own)]
+            return x[None] + (here[..., None] * (there[: len(own)] - own)[None]).sum(1)
+
+        embed, zs, posts, streams, reader = own[0], [], [], [], 0
+        for block in self.blocks:
+            streams.append(x)
+            z = block.attn.z(_normalised(block.ln1, seen(x, own, reader, self.config.n_heads)))
+            own = jnp.concatenate([own, jnp.einsum("shd,hdm->hsm", z, block.attn.W_O)])
+            x, reader = x + block.attn.out(z), reader + self.config.n_heads
+            zs.append(z)
+            if block.mlp is not None:
+                post = block.mlp.post(_normalised(block.ln2, seen(x, own, reader, 1)[0]))
+                own = jnp.concatenate([own, (post @ block.mlp.W_out)[None]])
+                x, reader = x + block.mlp.out(post), reader + 1
+                posts.append(post)
+        logits = _normalised(self.ln_final, seen(x, own, reader, 1)[0]) @ self.unembed.W_U + self.unembed.b_U[None]
+        return logits, Activations(embed, jnp.stack(zs), jnp.stack(posts) if posts else None, jnp.stack(streams))
+
+
+def _normalised(ln: LayerNorm | None, x: Float[Array, "*rest d_model"]) -> Float[Array, "*rest d_model"]:
+    return x if ln is None else jnp.vectorize(ln, signature="(m)->(m)")(x)
+
+
+def init_transformer(config: TransformerConfig, *, key: PRNGKeyArray) -> Transformer:
+    """A transformer with Xavier normal weights of gain `config.init_gain`, zero biases, LayerNorm weights one.
+
+    The fans of a head's matrices are TransformerLens' (`calc_fan_in_and_fan_out`): of a (head, a, b) weight,
+    a in and head * b out.
+    """
+
+    def weight(name: str, *shape: int) -> Float[Array, "..."]:
+        fans = sum(shape) if len(shape) == 2 else shape[1] + shape[0] * shape[2]
+        std = config.init_gain * (2 / fans) ** 0.5
+        # A key a name, not a key a turn: adding a weight leaves the others as they were.
+        return std * jax.random.normal(jax.random.fold_in(key, _crc(name)), shape)
+
+    def layer_norm() -> LayerNorm | None:
+        return LayerNorm(jnp.ones(config.d_model), jnp.zeros(config.d_model)) if config.layer_norm else None
+
+    d_model, d_head, n_heads, d_mlp = config.d_model, config.d_head, config.n_heads, config.mlp_width
+
+    def block(i: int) -> Block:
+        attn = Attention(
+            W_Q=weight(f"blocks.{i}.attn.W_Q", n_heads, d_model, d_head),
+            W_K=weight(f"blocks.{i}.attn.W_K", n_heads, d_model, d_head),
+            W_V=weight(f"blocks.{i}.attn.W_V", n_heads, d_model, d_head),
+            W_O=weight(f"blocks.{i}.attn.W_O", n_heads, d_head, d_model),
+            b_Q=jnp.zeros((n_heads, d_head)),
+            b_K=jnp.zeros((n_heads, d_head)),
+            b_V=jnp.zeros((n_heads, d_head)),
+            b_O=jnp.zeros(d_model),
+        )
+        if config.attn_only:
+            return Block(layer_norm(), attn, None, None)
+        mlp = MLP(
+            weight(f"blocks.{i}.mlp.W_in", d_model, d_mlp),
+            jnp.zeros(d_mlp),
+            weight(f"blocks.{i}.mlp.W_out", d_mlp, d_model),
+            jnp.zeros(d_model),
+            config.act_fn,
+        )
+        return Block(layer_norm(), attn, layer_norm(), mlp)
+
+    return Transformer(
+        Embed(weight("embed.W_E", config.d_vocab, d_model)),
+        PosEmbed(weight("pos_embed.W_pos", config.n_ctx, d_model)),
+        tuple(block(i) for i in range(config.n_layers)),
+        layer_norm(),
+        Unembed(weight("unembed.W_U", d_model, config.d_vocab_out), jnp.zeros(config.d_vocab_out)),
+        config,
+    )
+
+
+def _crc(name: str) -> int:
+    return zlib.crc32(name.encode())

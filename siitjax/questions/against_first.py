@@ -1,0 +1,69 @@
+"""Questions that compare settings with the first of them, seed by seed."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rich import box
+from rich.table import Table
+
+from siitjax.base.command import MOST_SEEDS, flag
+from siitjax.questions.question import Question
+from siitjax.questions.statistics.paired import by_seed, difference
+from siitjax.questions.statistics.speed import Speed, holm, ratio
+from siitjax.siit.objective import DrawnPer
+from siitjax.siit.train import Hyperparams, TrainConfig
+from siitjax.sweep.engine import Member
+from siitjax.sweep.results import Results, Row
+
+QUICK = 5
+"""Seeds a setting of the quick form."""
+
+
+@dataclass(frozen=True)
+class AgainstFirst(Question):
+    """A question that compares settings with the first of them, the recipe as published, seed by seed."""
+
+    case: str = flag("paren_checker", "the task, one of those in cases/, or several with + between: 1+2")
+    seeds: int = flag(8, "members a setting: seeds 0, 1, 2, ...", least=1, most=MOST_SEEDS)
+    epochs: int = flag(60, "passes over the data at most; the learning rate reaches its end with the last", least=1)
+    init_gain: float = flag(0.18, "gain of the Xavier normal initialisation; 0.18 is the original's 0.8 / sqrt(20)")
+    drawn_per: DrawnPer = flag("example", "draw the nodes to swap once a batch, or for every example: batch or example")
+    quick: bool = flag(False, f"left_greater in place of --case, and {QUICK} seeds at most")
+
+    @abstractmethod
+    def settings(self) -> Mapping[str, tuple[TrainConfig, Hyperparams]]:
+        """What is compared, by name; the first is what the others are compared with."""
+
+    def members(self) -> Sequence[Member]:
+        return [
+            Member(name, seed, config, hyper)
+            for name, (config, hyper) in self.settings().items()
+            for seed in range(self.seeds)
+        ]
+
+    def run(self) -> int:
+        if self.quick:
+            return replace(self, quick=False, case="left_greater", seeds=min(self.seeds, QUICK)).run()
+        return super().run()
+
+    def speeds(self, rows: Sequence[Row], names: Sequence[str] = ()) -> dict[str, Speed]:
+        """How many times the epochs of the first setting others need: those of these names, or all; one family."""
+        first, *others = self.settings()
+        return holm({name: ratio(by_seed(rows, name), by_seed(rows, first)) for name in names or others})
+
+    def tables(self, rows: Sequence[Row], results: Results) -> Sequence[Table]:
+        first, *_ = self.settings()
+        table = Table(title=f"Beside {first}, seed by seed", box=box.SIMPLE_HEAD, title_justify="left")
+        for column in ("setting", "times the epochs", "IIA", "changed IIA", "SIIA", "joint SIIA"):
+            table.add_column(column, justify="left" if column == "setting" else "right")
+        for name, found in self.speeds(rows).items():
+            metrics = ("iia", "changed_iia", "siia", "joint_siia")
+            gaps = (str(difference(by_seed(rows, name), by_seed(rows, first), metric)) for metric in metrics)
+            table.add_row(name, str(found), *gaps)
+        table.caption = (
+            "times the epochs: the centre over the seeds; metrics: the median difference in points; in brackets the "
+            "95% intervals, each without correction for the others"
+        )
+        table.caption_justify = "left"
+        return [*super().tables(rows, results), table]

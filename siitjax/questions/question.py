@@ -1,0 +1,228 @@
+"""A research question as a command: a results folder, members trained, a table, a picture, a sentence.
+
+A question is a frozen dataclass, one field a flag (see sweeps/betas.py). Running it trains the members that it lists
+and have no row yet, and ends with its table, its picture and its sentence.
+"""
+
+import ast
+import json
+import os
+import sys
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from siitjax.base.command import MOST_SEEDS, Command, as_flags, flag
+from siitjax.base.files import replaced
+from siitjax.base.precision import MatmulPrecision
+from siitjax.causal import registry
+from siitjax.causal.case import Case
+from siitjax.causal.validate import check_labels
+from siitjax.questions.report import Verdict, picture, summarise, summary, table
+from siitjax.siit.objective import DrawnPer, Sampling
+from siitjax.siit.train import TrainConfig, Updates
+from siitjax.sweep import hosts
+from siitjax.sweep.checkpoint import find, forget
+from siitjax.sweep.engine import Member, Occupancy
+from siitjax.sweep.placement import Policy, choose_policy, use_compilation_cache
+from siitjax.sweep.processes.launch import launch
+from siitjax.sweep.progress import Progress
+from siitjax.sweep.results import Results, ResultsError, Row
+
+Words = tuple[str, list[str]]
+"""What a worker process is told of a question: where its class is, and its flags."""
+
+
+@dataclass(frozen=True)
+class Question(Command):
+    """One research question: what to train, and what the rows say."""
+
+    title: ClassVar[str]
+    """The question, as the reports print it."""
+
+    case: str = flag("left_greater", "the task, one of those in cases/, or several with + between: 1+2")
+    width_factor: float = flag(
+        0.0, "of several tasks: d_model in the largest one's; 0 for 32, or more where heads need it", least=0
+    )
+    seeds: int = flag(16, "members a setting: seeds 0, 1, 2, ...", least=1, most=MOST_SEEDS)
+    epochs: int = flag(100, "passes over the data at most; the learning rate reaches its end with the last", least=1)
+    samples: int = flag(10_000, "strings a task, four fifths to train on and one fifth to validate on", least=1)
+    batch_size: int = flag(256, "pairs a batch", least=1)
+    init_gain: float = flag(1.0, "gain of the Xavier normal initialisation")
+    drawn_per: DrawnPer = flag("batch", "draw the nodes to swap once a batch, or for every example: batch or example")
+    embedding: bool = flag(False, "count the embedding as a circuit node, as the original did; its swap is trivial")
+    matmul_precision: MatmulPrecision = flag(
+        "highest", "how exactly GPUs and TPUs multiply: highest (true float32), high, or default (fastest)"
+    )
+    workers: int = flag(0, "on CPU: processes with a core each, a member in each; 0 for as many as cores", least=0)
+    lanes: int = flag(0, "members at once in one program; 0 for 1 on CPU, else for what memory holds", least=0)
+    devices: int = flag(0, "split the lanes over this many devices; 0 for all (on CPU they are virtual)", least=0)
+    distributed: bool = flag(False, "this process is one of several hosts that share --out")
+    coordinator: str = flag("", "host:port of the first host; by default as the cluster says (JAX, SLURM, TPU)")
+    hosts: int = flag(0, "how many hosts; 0 as the cluster says", least=0)
+    host: int = flag(-1, "which of them this is, from 0; -1 as the cluster says", least=-1)
+    save_seconds: float = flag(10.0, "seconds between checkpoints of what is in training", least=0)
+    out: str = flag("", "folder of the results; by default results/QUESTION-CASE")
+    resume: bool = flag(False, "go on with an unfinished results folder")
+    config_only: bool = flag(False, "print the full config as JSON and stop")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out) if self.out else Path("results") / f"{type(self).__name__.lower()}-{self.case}"
+
+    @abstractmethod
+    def members(self) -> Sequence[Member]:
+        """Everything to train."""
+
+    @abstractmethod
+    def verdict(self, rows: Sequence[Row]) -> Verdict:
+        """What the rows say."""
+
+    def build(self, **layout: Any) -> Case:
+        """The case that is asked for; `layout` as `siitjax.causal.registry.build` takes it."""
+        return registry.build(self.case, **{"width_factor": self.width_factor, "init_gain": self.init_gain, **layout})
+
+    def train_config(self, case: Case, updates: Updates = "single", **sampling: Any) -> TrainConfig:
+        """How a case is trained; `sampling` is what differs from the flags."""
+        how = Sampling(**{"drawn_per": self.drawn_per, "embedding": self.embedding, **sampling})
+        samples = self.samples * max(len(case.tasks), 1)
+        return TrainConfig(case, self.epochs, self.batch_size, samples, updates, how, self.matmul_precision)
+
+    def picture(self, rows: Sequence[Row], results: Results, verdict: Verdict, path: Path) -> None:
+        """Draws the picture, a png or a pdf as the path says: curves and convergence, unless a question has its own."""
+        picture(results, rows, f"{self.title} ({self.case})", verdict, path)
+
+    def measured(self, rows: Sequence[Row], results: Results) -> Sequence[Row]:
+        """The rows, with what the question measures of the trained weights."""
+        return rows
+
+    def tables(self, rows: Sequence[Row], results: Results) -> Sequence[Table]:
+        """What is printed before the verdict: one table a setting, unless a question adds to it."""
+        return [table(summarise(rows), f"{self.title} ({self.case})")]
+
+    def run(self) -> int:
+        """Trains what has no row yet, and reports; 130 or 143 when a signal ended it."""
+        if self.devices:
+            jax.config.update("jax_num_cpu_devices", self.devices)
+        if self.distributed:
+            hosts.join(self.coordinator, self.hosts, self.host)
+        members = tuple(self.members())
+        results = Results(self.folder, self.title, members, jax.process_index() if self.distributed else 0)
+        if self.config_only:
+            print(json.dumps(results.config(), indent=1))
+            return 0
+        screen = Console(width=None if sys.stdout.isatty() else 160)
+        rows = results.check(resume=self.resume or self.distributed)
+        if rows is not None and len(rows) == len(members) and results.is_finished():
+            _show(self, rows, results, screen)
+            screen.print(f"{results.folder} was finished before; nothing was changed.", soft_wrap=True, highlight=False)
+            return 0
+        for case in dict.fromkeys(member.config.case for member in members):
+            check_labels(case)
+        use_compilation_cache()
+        policy, worker = choose_policy(self.workers, self.lanes, self.devices), worker_words(self)
+        if policy.workers and worker is None:
+            policy = replace(policy, workers=0)
+        with results.held() as lock:
+            return self._train(results, policy, worker, lock, screen)
+
+    def _train(self, results: Results, policy: Policy, worker: Words | None, lock: int, screen: Console) -> int:
+        log = Console(stderr=True, soft_wrap=True)
+        done = {row["member"] for row in results.begin(resume=self.resume or self.distributed)}
+        waiting = [i for i in range(len(results.members)) if i not in done]
+        if not results.host:
+            spots = find(results.checkpoints, results.digest)
+            forget(results.checkpoints, {index: spots[index] for index in waiting if index in spots})
+        if self.distributed:
+            hosts.wait("begin")
+        waiting = hosts.ours(waiting)
+        ended = None
+        if waiting:
+            log.print(f"{len(waiting)} members to train, {policy.words(len(waiting))}", highlight=False)
+            if worker is None and jax.default_backend() == "cpu":
+                log.print(f"All in this process: no other can import {type(self).__name__}, which is in no file.")
+            with Keeper(results, log, len(waiting)) as progress:
+                ended = launch(results, waiting, policy, progress, self.save_seconds, worker, lock)
+        kept = len(results.check(resume=True) or ())
+        if ended is not None and ended.signal is not None:
+            log.print(
+                f"Interrupted; {kept} of {len(results.members)} members are finished and kept in {results.folder}, "
+                "and what was in training is saved. Go on with the same command and --resume.",
+                highlight=False,
+            )
+            if self.distributed:
+                hosts.leave()
+            return replace(ended, at_once=ended.at_once or self.distributed).leave()
+        if ended is not None and ended.given_up:
+            index, cause = next(iter(ended.given_up.items()))
+            raise ResultsError(
+                f"{len(ended.given_up)} member(s) were given up after two workers were lost, such as member {index} "
+                f"({cause}); {kept} of {len(results.members)} are kept in {results.folder}, and --resume tries again"
+            )
+        if self.distributed:
+            hosts.wait("end")
+            if jax.process_index():
+                return 0
+        return self._report(results, ended.occupancy if ended else None, screen)
+
+    def _report(self, results: Results, occupancy: Occupancy | None, screen: Console) -> int:
+        rows = results.check(resume=True) or []
+        verdict = _show(self, rows, results, screen)
+        busy = {} if occupancy is None else {"occupancy": occupancy.shares()}
+        forget(results.checkpoints)
+        with results.usable():
+            for name in ("figure.png", "figure.pdf"):
+                with replaced(results.folder / name) as path:
+                    self.picture(rows, results, verdict, path)
+            results.finish({**summary(summarise(rows), verdict), **busy})
+        screen.print(f"Results, weights and picture: {results.folder}", soft_wrap=True, highlight=False)
+        return 0
+
+
+class Keeper(Progress):
+    """Progress that appends each row to the results before it is shown."""
+
+    def __init__(self, results: Results, log: Console, waiting: int):
+        super().__init__(log, waiting, 0)
+        self.results = results
+
+    def finished(self, index: int, member: Member, row: Row) -> None:
+        with self.lock:
+            self.results.append(row)
+        super().finished(index, member, row)
+
+
+def worker_words(question: Question) -> Words | None:
+    """What a worker is told of the question. None where it could not import the class: one of a notebook, of standard
+    input, of exec, or of a function."""
+    kind = type(question)
+    module = sys.modules.get(kind.__module__)
+    file = getattr(module, "__file__", None)
+    if module is None or file is None or not _defines(Path(file), kind.__qualname__):
+        return None
+    name = kind.__module__
+    if name == "__main__":
+        name = os.path.abspath(file) if module.__spec__ is None else module.__spec__.name
+    return f"{name}:{kind.__name__}", as_flags(question)
+
+
+def _defines(file: Path, name: str) -> bool:
+    """Whether a class of that name is written in the file, not within anything else."""
+    if file.suffix != ".py" or not file.exists():
+        return False
+    return any(isinstance(line, ast.ClassDef) and line.name == name for line in ast.parse(file.read_bytes()).body)
+
+
+def _show(question: Question, rows: Sequence[Row], results: Results, screen: Console) -> Verdict:
+    rows = question.measured(rows, results)
+    verdict = question.verdict(rows)
+    for found in question.tables(rows, results):
+        screen.print(found)
+    screen.print(str(verdict), soft_wrap=True, highlight=False)
+    return verdict

@@ -1,0 +1,417 @@
+"""One training run as pure functions: `make_train(config)` gives init, advance and measure.
+
+What a sweep may vary without changing a shape is a traced leaf of `Hyperparams`, so that one compilation serves
+a whole grid; what changes shapes or control flow is static, in `TrainConfig`. Every function here takes one
+member, and can be vmapped over lanes.
+"""
+
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from functools import partial
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from siitjax.base.choice import check_choice
+from siitjax.base.errors import UserError
+from siitjax.base.precision import MatmulPrecision, matmul_precision
+from siitjax.causal.case import Case
+from siitjax.model.forms import Form, fastest, mean_over_parts
+from siitjax.model.swaps import EdgeSwaps
+from siitjax.model.transformer import Transformer, init_transformer
+from siitjax.siit.edge_metrics import count_edges
+from siitjax.siit.edge_sampling import draw_swaps
+from siitjax.siit.evaluate import evaluate
+from siitjax.siit.metrics import Metrics
+from siitjax.siit.objective import BASE, IIT, SIIT, Sampling, batch_masks, edge_term_losses, term_losses
+
+EDGE_SHARE = 4
+"""Of the validation set, one in so many pairs is measured under swaps of edges after each epoch."""
+EDGE_PAIRS = 1_000
+"""Pairs on which every swap of edges is measured at the end."""
+
+Updates = Literal["single", "three"]
+Scalar = float | int | Float[Array, ""]
+
+PROBABILITIES = (
+    *("p_circuit", "p_unused", "edges_from", "p_edge", "p_nodes", "p_edges"),
+    *("p_outside", "p_whole", "p_own", "p_positions"),
+)
+
+
+class Hyperparams(eqx.Module):
+    """What a sweep may vary within one compilation. The defaults are those of Anders & Garriga-Alonso 2024.
+
+    Attributes:
+        lr_start, lr_end: learning rate at the first and after the last update, linear between; equal for constant.
+        beta1, beta2, eps: Adam's.
+        clip: largest global norm of a gradient.
+        w_base, w_iit, w_siit: weights of the three loss terms.
+        p_circuit, p_unused: probability of a node in a random subset of the circuit's, of the unused nodes.
+
+    What follows is of `Sampling(swaps="edges")` alone:
+        edges_from: the share of the run in which single nodes are swapped, before every kind is.
+        p_edge, p_nodes, p_edges: probability that the IIT term swaps one edge of the circuit, a random subset of its
+            nodes, one of its edges; what is left to 1 is that of one node.
+        p_outside: probability that the IIT term swaps edges outside the circuit too.
+        p_whole: probability that all unused nodes, or all edges outside the circuit, are swapped, not a subset.
+        p_own: probability that each sender has a source run of its own.
+        p_positions: probability that senders are swapped at random positions.
+        w_changed: how much more a token weighs whose label the swap changed.
+
+    Raises:
+        UserError: a number is out of its range (traced values are not checked).
+    """
+
+    lr_start: Scalar = 1e-3
+    lr_end: Scalar = 2e-4
+    beta1: Scalar = 0.9
+    beta2: Scalar = 0.9
+    eps: Scalar = 1e-8
+    clip: Scalar = 1.0
+    w_base: Scalar = 0.4
+    w_iit: Scalar = 1.0
+    w_siit: Scalar = 0.4
+    p_circuit: Scalar = 0.5
+    p_unused: Scalar = 0.5
+    edges_from: Scalar = 0.0
+    p_edge: Scalar = 0.35
+    p_nodes: Scalar = 0.15
+    p_edges: Scalar = 0.15
+    p_outside: Scalar = 0.5
+    p_whole: Scalar = 0.3
+    p_own: Scalar = 0.5
+    p_positions: Scalar = 0.25
+    w_changed: Scalar = 0.0
+
+    def __post_init__(self):
+        for names, accepts, words in (
+            (("beta1", "beta2"), lambda x: 0 <= x < 1, "at least 0 and less than 1"),
+            (PROBABILITIES, lambda x: 0 <= x <= 1, "from 0 to 1"),
+            (("lr_start", "eps", "clip"), lambda x: 0 < x < np.inf, "greater than 0, and finite"),
+            (("lr_end", "w_base", "w_iit", "w_siit", "w_changed"), lambda x: 0 <= x < np.inf, "at least 0, and finite"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if isinstance(value, int | float) and not accepts(_as_trained(value)):
+                    raise UserError(f"{name} is {value}; it must be {words}")
+        known = [p for p in (self.p_edge, self.p_nodes, self.p_edges) if isinstance(p, int | float)]
+        if _as_trained(sum(known)) > 1:
+            raise UserError(f"p_edge, p_nodes and p_edges come to {sum(known):g} together; they may come to 1 at most")
+
+    def traced(self) -> "Hyperparams":
+        """The same numbers as float32 arrays, as the compiled functions take them."""
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self)
+
+
+def _as_trained(value: float | int) -> np.float32:
+    """The number that training uses: 1 - 1e-9 is 1 there, and 1e39 infinite."""
+    with np.errstate(over="ignore", under="ignore"):
+        return np.float32(value)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What makes another compilation.
+
+    Attributes:
+        case: the task.
+        epochs: passes over the training set at most; the learning rate reaches its end with the last.
+        batch_size: pairs a batch; an incomplete last batch of an epoch is left out.
+        samples: strings, of which four fifths are trained on and one fifth validated on.
+        updates: "single", one update a batch on the weighted sum, or "three", one for each term in turn
+            (Gupta et al. 2024, Algorithm 1), each with its own weight, all on one optimizer state.
+        sampling: how nodes are drawn.
+        matmul_precision: how exactly GPUs and TPUs multiply; see `siitjax.base.precision`.
+
+    Raises:
+        UserError: a number is not positive, `updates` or `matmul_precision` is unknown, or a batch is larger than the
+            training set.
+    """
+
+    case: Case
+    epochs: int = 100
+    batch_size: int = 256
+    samples: int = 10_000
+    updates: Updates = "single"
+    sampling: Sampling = field(default_factory=Sampling)
+    matmul_precision: MatmulPrecision = "highest"
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "samples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_choice("updates", self.updates, get_args(Updates))
+        check_choice("matmul_precision", self.matmul_precision, get_args(MatmulPrecision))
+        if self.batch_size > self.n_train:
+            raise UserError(
+                f"batch_size is {self.batch_size}, but {self.samples} samples leave {self.n_train} to train on; "
+                "lower batch_size or raise samples"
+            )
+        if self.samples - self.n_train < 1:
+            raise UserError(f"{self.samples} samples leave none to validate on; use at least 3")
+
+    @property
+    def n_train(self) -> int:
+        return round(self.samples * 0.8)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.n_train // self.batch_size
+
+
+class Stop(IntEnum):
+    """Where a member stands, and why it stopped."""
+
+    RUNNING = 0
+    CONVERGED = 1
+    """Accuracy, IIA and SIIA were 100% on the validation set."""
+    DIVERGED = 2
+    """The loss stopped being finite; the member keeps the weights and metrics of the epoch before."""
+    EXHAUSTED = 3
+    """All epochs were run."""
+
+
+class Purpose(IntEnum):
+    """What a random number is for: the first thing folded into a member's root key."""
+
+    DATA = 0
+    INIT = 1
+    ORDER = 2
+    SOURCES = 3
+    MASKS = 4
+    VALIDATION = 5
+    FINAL = 6
+
+
+def draw_key(root: PRNGKeyArray, purpose: Purpose, step: int | Int[Array, ""] = 0) -> PRNGKeyArray:
+    """The key for one purpose at one step, which nothing but the member's root key decides."""
+    return jax.random.fold_in(jax.random.fold_in(root, int(purpose)), step)
+
+
+class Data(eqx.Module):
+    """The samples of one member."""
+
+    train: Int[Array, "train seq"]
+    validation: Int[Array, "validation seq"]
+
+
+def draw_data(config: TrainConfig, seed: int) -> Data:
+    """The samples that the member of `seed` trains and validates on."""
+    rng = np.random.default_rng([seed, Purpose.DATA])
+    train, validation = config.case.draw(config.n_train, config.samples - config.n_train, rng)
+    return Data(jnp.asarray(train), jnp.asarray(validation))
+
+
+class History(eqx.Module):
+    """What was seen after each epoch: loss terms and counts of answers; nan and 0 where none was run."""
+
+    loss: Float[Array, "*epoch 3"]
+    metrics: Metrics
+
+
+class State(eqx.Module):
+    """One member in training.
+
+    Attributes:
+        root: its root key.
+        epoch: epochs run.
+        stop: a `Stop`.
+    """
+
+    model: Transformer
+    opt_state: optax.OptState
+    root: PRNGKeyArray
+    epoch: Int[Array, ""]
+    stop: Int[Array, ""]
+    history: History
+
+
+@runtime_checkable
+class Init(Protocol):
+    def __call__(self, hyper: Hyperparams, root: PRNGKeyArray) -> State: ...
+
+
+@runtime_checkable
+class Advance(Protocol):
+    def __call__(self, hyper: Hyperparams, data: Data, state: State, until: Int[Array, ""] | int) -> State: ...
+
+
+@runtime_checkable
+class Measure(Protocol):
+    def __call__(self, data: Data, state: State) -> Metrics: ...
+
+
+class Train(NamedTuple):
+    """The pure functions of a training run.
+
+    `init(hyper, root)` makes a member; `advance(hyper, data, state, until)` trains it until `until` epochs are
+    done or it stops; `measure(data, state)` evaluates it on validation pairs that no epoch has seen, so that the
+    figures of a run that stopped at its luckiest pairs are not selected for it. `step` is one batch of advance.
+    """
+
+    init: Init
+    advance: Advance
+    measure: Measure
+    step: "Step"
+
+
+def optimizer(hyper: Hyperparams, n_updates: int) -> optax.GradientTransformation:
+    """Clip by global norm, then Adam, then the linear schedule over `n_updates`; all its numbers may be traced."""
+    chain = optax.chain(
+        optax.clip_by_global_norm(hyper.clip),
+        optax.scale_by_adam(b1=hyper.beta1, b2=hyper.beta2, eps=hyper.eps),
+        optax.scale_by_learning_rate(optax.linear_schedule(hyper.lr_start, hyper.lr_end, n_updates)),
+    )
+    # One long vector instead of a few dozen small arrays, each of which would cost a call or ten.
+    return optax.flatten(chain)
+
+
+@runtime_checkable
+class Step(Protocol):
+    def __call__(
+        self,
+        hyper: Hyperparams,
+        learner: tuple[Transformer, optax.OptState],
+        base: Int[Array, "batch seq"],
+        source: Int[Array, "batch seq"],
+        key: PRNGKeyArray,
+        done: Float[Array, ""] | float = 1.0,
+    ) -> tuple[tuple[Transformer, optax.OptState], Float[Array, "3"]]: ...
+
+
+def make_step(config: TrainConfig, form: Form | None = None) -> Step:
+    """The function that trains on one batch: it gives the learner after it, and the three terms before it.
+
+    `done` is the share of the run's batches that lie before this one.
+    """
+    form = form or fastest()
+    turns = ([BASE, IIT, SIIT],) if config.updates == "single" else ([IIT], [SIIT], [BASE])
+    n_updates = len(turns) * config.steps_per_epoch * config.epochs
+    case, edges = config.case, config.sampling.swaps == "edges"
+
+    def drawn(hyper, key, done):
+        """The swaps of a batch."""
+        if edges:
+            compound = jnp.asarray(done) >= hyper.edges_from
+            return draw_swaps(case.circuit, hyper, compound, config.batch_size, case.n_ctx, key=key)
+        return batch_masks(case.circuit, config.sampling, hyper.p_circuit, hyper.p_unused, config.batch_size, key=key)
+
+    def losses(hyper, model, base, source, swaps, terms):
+        if edges:
+            return edge_term_losses(model, case, base, source, swaps, hyper.w_changed, form=form)[terms]
+        masks = swaps[..., terms, :]
+        return term_losses(model, case, base, source, masks, embedding=config.sampling.embedding, form=form)
+
+    def step(hyper, learner, base, source, key, done: Float[Array, ""] | float = 1.0):
+        swaps = drawn(hyper, key, done)
+        weights = jnp.stack([hyper.w_base, hyper.w_iit, hyper.w_siit])
+        model, opt_state = learner
+        seen = jnp.zeros(3)
+        for terms in turns:
+            here = np.array(terms)
+
+            def loss(model, base, source, swaps, here=here):
+                values = losses(hyper, model, base, source, swaps, here)
+                return weights[here] @ values, values
+
+            def part(base, source, own, model=model, loss=loss):
+                if isinstance(own, EdgeSwaps):
+                    own = own.within(len(base))
+                return jax.grad(loss, has_aux=True)(model, base, source, swaps if own is None else own)
+
+            own = swaps if isinstance(swaps, EdgeSwaps) or swaps.ndim == 3 else None
+            gradients, values = mean_over_parts(part, form.part(len(base)), base, source, own)
+            # optax raises a float beta to its integer count, which strict promotion forbids.
+            with jax.numpy_dtype_promotion("standard"):
+                updates, opt_state = optimizer(hyper, n_updates).update(gradients, opt_state)
+            model = eqx.apply_updates(model, updates)
+            seen = seen.at[here].set(values)
+        return (model, opt_state), seen
+
+    return step
+
+
+def make_train(config: TrainConfig, form: Form | None = None) -> Train:
+    """The pure functions of a run, closed over everything static. They are not jitted yet: see `Train`."""
+    case, steps, batch = config.case, config.steps_per_epoch, config.batch_size
+    step = make_step(config, form)
+
+    def evaluated(model, samples, key, each=False):
+        metrics = evaluate(model, case, samples, key=key, embedding=config.sampling.embedding, form=form)
+        if config.sampling.swaps == "nodes":
+            return metrics
+        pairs = samples[: EDGE_PAIRS if each else max(len(samples) // EDGE_SHARE, 1)]
+        order_key, edge_key = jax.random.split(jax.random.fold_in(key, 1))
+        sources = pairs[jax.random.permutation(order_key, len(pairs))]
+        return replace(metrics, edges=count_edges(model, case, pairs, sources, key=edge_key, each=each, form=form))
+
+    def init(hyper, root):
+        model = init_transformer(case.config, key=draw_key(root, Purpose.INIT))
+        seen = jax.eval_shape(lambda: evaluated(model, samples=jnp.zeros((1, case.n_ctx), jnp.int32), key=root))
+        blank = History(jnp.full((config.epochs, 3), jnp.nan), jax.tree.map(partial(_blank, config.epochs), seen))
+        opt_state = optimizer(hyper, 1).init(eqx.filter(model, eqx.is_array))
+        return State(model, opt_state, root, jnp.int32(0), jnp.int32(Stop.RUNNING), blank)
+
+    def batches(data, root, purpose, epoch):
+        order = jax.random.permutation(draw_key(root, purpose, epoch), len(data.train))
+        return order[: steps * batch].reshape(steps, batch)
+
+    def one_epoch(hyper, data, state):
+        bases = batches(data, state.root, Purpose.ORDER, state.epoch)
+        sources = batches(data, state.root, Purpose.SOURCES, state.epoch)
+        counts = state.epoch * steps + jnp.arange(steps)
+
+        def body(learner, now):
+            base, source, count = now
+            key = draw_key(state.root, Purpose.MASKS, count)
+            done = (count / (steps * config.epochs)).astype(jnp.float32)
+            return step(hyper, learner, data.train[base], data.train[source], key, done)
+
+        (model, opt_state), losses = jax.lax.scan(body, (state.model, state.opt_state), (bases, sources, counts))
+        metrics = evaluated(model, samples=data.validation, key=draw_key(state.root, Purpose.VALIDATION, state.epoch))
+        finite = jnp.isfinite(losses).all() & _all_finite(model)
+        epoch = state.epoch + 1
+        stop = jnp.where(epoch == config.epochs, int(Stop.EXHAUSTED), int(Stop.RUNNING))
+        # Swaps of edges are sampled: that none went wrong is no reason to stop before the last epoch.
+        may_stop = (epoch == config.epochs) | (config.sampling.swaps == "nodes")
+        stop = jnp.where(metrics.perfect & may_stop, int(Stop.CONVERGED), stop)
+        after = State(
+            model,
+            opt_state,
+            state.root,
+            epoch,
+            stop,
+            jax.tree.map(
+                lambda all, now: all.at[state.epoch].set(now), state.history, History(losses.mean(0), metrics)
+            ),
+        )
+        diverged = replace(state, stop=jnp.int32(Stop.DIVERGED))
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, diverged)
+
+    def advance(hyper, data, state, until):
+        return jax.lax.while_loop(
+            lambda state: (state.stop == int(Stop.RUNNING)) & (state.epoch < until),
+            partial(one_epoch, hyper, data),
+            state,
+        )
+
+    def measure(data, state):
+        return evaluated(state.model, samples=data.validation, key=draw_key(state.root, Purpose.FINAL), each=True)
+
+    precise = matmul_precision(config.matmul_precision)
+    return Train(precise(init), precise(advance), precise(measure), precise(step))
+
+
+def _blank(epochs: int, leaf: jax.ShapeDtypeStruct) -> Array:
+    empty = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0
+    return jnp.full((epochs, *leaf.shape), empty, leaf.dtype)
+
+
+def _all_finite(tree: Transformer) -> Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

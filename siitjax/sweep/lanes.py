@@ -1,0 +1,165 @@
+"""One bucket's compiled program on a number of lanes, each of which one member occupies.
+
+A member enters a lane and leaves it without a new compilation. Lanes are split evenly over the devices of a mesh, and
+devices do not wait for one another. On a device they run side by side ("vmap": what fills a GPU or TPU) or in turn
+("map": what suits a CPU, and gives each member the bits that it has alone).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+
+from siitjax.base.choice import check_choice
+from siitjax.base.errors import UserError
+from siitjax.siit.metrics import Metrics
+from siitjax.siit.train import Data, Hyperparams, State, Stop, TrainConfig, make_train
+
+Batching = Literal["map", "vmap"]
+
+
+class Batch(eqx.Module):
+    """The members in the lanes: every leaf has a leading lane axis. A lane whose member has stopped is free."""
+
+    hyper: Hyperparams
+    data: Data
+    state: State
+
+
+@dataclass(frozen=True)
+class Program:
+    """What was compiled; nothing that a member does later compiles again.
+
+    Attributes:
+        init: a member at its beginning, from its hyperparameters and its root key.
+        blank: lanes that are all free.
+        fill: the batch with a member put into a lane. The batch that is given cannot be read any more: its memory is
+            the new one's.
+        take: what one lane holds, on the host and without a lane axis.
+        advance: trains the member of each lane until `until[lane]` epochs are done, or it stops. The state that is
+            given cannot be read any more.
+        measure: evaluates one member on validation pairs of their own, given its data and its model's state.
+        memory: bytes a device needs for `advance`, as the compiler counts them.
+        seconds: time that the compilation took.
+    """
+
+    config: TrainConfig
+    lanes: int
+    init: Callable[[Hyperparams, Array], State]
+    blank: Callable[[], Batch]
+    fill: Callable[[Batch, Int[Array, ""], Hyperparams, Data, State], Batch]
+    take: Callable[[Batch, Int[Array, ""]], Batch]
+    advance: Callable[[Batch, Int[Array, " lane"]], State]
+    measure: Callable[[Data, State], Metrics]
+    memory: int
+    seconds: float
+
+
+def compile_program(
+    config: TrainConfig, lanes: int = 1, *, batching: Batching = "map", devices: Sequence[Any] | None = None
+) -> Program:
+    """Compiles a bucket ahead of time.
+
+    Args:
+        lanes: members trained at once; a multiple of the devices.
+        batching: how the lanes of one device run, "vmap" or "map".
+        devices: those of the mesh; by default the first one.
+
+    Raises:
+        UserError: the lanes cannot be split evenly over the devices, or `batching` is unknown.
+    """
+    check_choice("batching", batching, get_args(Batching))
+    devices = jax.local_devices()[:1] if devices is None else devices
+    if lanes < 1 or lanes % len(devices):
+        raise UserError(
+            f"lanes is {lanes}; it must be a multiple of the {len(devices)} device(s), so that each has as many"
+        )
+    start = time.perf_counter()
+    train = make_train(config)
+    mesh = Mesh(np.asarray(devices), ("lane",))
+    lane_axis = NamedSharding(mesh, PartitionSpec("lane"))
+
+    hyper, root = Hyperparams().traced(), jax.random.key(0)
+    samples = lambda n: jnp.zeros((n, config.case.n_ctx), jnp.int32)
+    data = Data(samples(config.n_train), samples(config.samples - config.n_train))
+    state = jax.eval_shape(train.init, hyper, root)
+
+    def blank() -> Batch:
+        def empty(leaf):
+            return jax.random.split(root, lanes) if _is_key(leaf) else jnp.zeros((lanes, *leaf.shape), leaf.dtype)
+
+        no_one = jax.tree.map(empty, Batch(hyper, data, state))
+        return eqx.tree_at(lambda batch: batch.state.stop, no_one, jnp.full(lanes, int(Stop.EXHAUSTED), jnp.int32))
+
+    def fill(batch: Batch, lane: Int[Array, ""], hyper: Hyperparams, data: Data, state: State) -> Batch:
+        return jax.tree.map(lambda all, own: all.at[lane].set(own), batch, Batch(hyper, data, state))
+
+    def take(batch: Batch, lane: Int[Array, ""]) -> Batch:
+        return without_keys(jax.tree.map(lambda leaf: leaf[lane], batch))
+
+    make_blank = jax.jit(blank, out_shardings=lane_axis).lower().compile()
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lane_axis), jax.eval_shape(blank)
+    )
+    lane = jax.ShapeDtypeStruct((), jnp.int32)
+    taken = jax.jit(take).lower(shapes, lane).compile()
+    until = jax.ShapeDtypeStruct((lanes,), jnp.int32, sharding=lane_axis)
+    lanes_of = over_lanes(train.advance, lanes // len(devices), batching, mesh)
+    advance = jax.jit(lanes_of, donate_argnums=2).lower(shapes.hyper, shapes.data, shapes.state, until).compile()
+    return Program(
+        config=config,
+        lanes=lanes,
+        init=jax.jit(train.init).lower(hyper, root).compile(),
+        blank=make_blank,
+        fill=jax.jit(fill, out_shardings=lane_axis, donate_argnums=0).lower(shapes, lane, hyper, data, state).compile(),
+        take=lambda batch, lane: with_keys(jax.device_get(taken(batch, lane)), batch),
+        advance=lambda batch, until: advance(batch.hyper, batch.data, batch.state, jax.device_put(until, lane_axis)),
+        measure=jax.jit(train.measure).lower(data, state).compile(),
+        memory=_memory(advance),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def over_lanes(one: Callable[..., Any], here: int, batching: Batching, mesh: Mesh) -> Callable[..., Any]:
+    """`one` over a leading lane axis, of which each device of the mesh has `here` lanes."""
+
+    def on_device(*batch):
+        if here == 1:
+            # The solo program itself: a lane axis of one would add its products up in another order.
+            return jax.tree.map(lambda x: x[None], one(*jax.tree.map(lambda x: x[0], batch)))
+        return jax.vmap(one)(*batch) if batching == "vmap" else jax.lax.map(lambda lane: one(*lane), batch)
+
+    if mesh.size == 1:
+        return on_device
+    # Not left to the partitioner, which would have every device wait in every loop for the last one's lanes.
+    spec = PartitionSpec("lane")
+    return jax.shard_map(on_device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+
+
+def _memory(compiled: Any) -> int:
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return 0
+    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return held + analysis.temp_size_in_bytes
+
+
+def without_keys(tree: Any) -> Any:
+    """The tree with its random keys as the numbers that they are made of."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+
+
+def with_keys(tree: Any, like: Any) -> Any:
+    """What `without_keys` took apart, put together as in `like`."""
+    return jax.tree.map(lambda x, own: jax.random.wrap_key_data(jnp.asarray(x)) if _is_key(own) else x, tree, like)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -15,7 +15,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-import cases
 from siitjax.base.choice import check_choice
 from siitjax.base.command import Command, flag, main
 from siitjax.base.errors import UserError
@@ -24,10 +23,12 @@ from siitjax.bench.flops import step_flops
 from siitjax.bench.process import Crew, Setup, Station, in_turn
 from siitjax.bench.timing import PARTS, STEPS, seconds
 from siitjax.questions.report import cost_picture
+from siitjax.siit.objective import Swaps
 from siitjax.siit.train import TrainConfig, Updates
 from siitjax.sweep import hosts
 from siitjax.sweep.cores import cores
 from siitjax.sweep.engine import Occupancy
+from siitjax.sweep.lanes import Batching
 from siitjax.sweep.placement import choose_policy
 
 
@@ -84,12 +85,13 @@ class Throughput(Command):
     also what a user of TransformerLens would write instead: hooks that patch from a cache, one member at a time.
     """
 
-    case: str = flag("paren_checker", "the task, one of those in cases/")
+    case: str = flag("paren_checker", "the task, one of those in cases/, or several with + between: 1+2")
     lanes: tuple[int, ...] = flag((0,), "members at once; 0 for one a core on CPU, and one a device elsewhere", least=0)
     devices: int = flag(0, "split the lanes over this many devices; 0 for all (on CPU they are virtual)", least=0)
     distributed: bool = flag(False, "time on every host at once, as the cluster or JAX_COORDINATOR_ADDRESS, ... say")
     batch_size: int = flag(256, "pairs a batch", least=1)
     updates: Updates = flag("single", "updates a batch: single or three")
+    swaps: Swaps = flag("nodes", "what training swaps: nodes or edges")
     peer: Literal["", "torch"] = flag("", "also time the same step and evaluation in TransformerLens: torch")
     runs: int = flag(30, "timed runs of each; medians are printed", least=3)
     profile: bool = flag(False, "also write a trace of some steps to --out, for Perfetto or TensorBoard")
@@ -100,8 +102,10 @@ class Throughput(Command):
             jax.config.update("jax_num_cpu_devices", self.devices)
         if self.distributed:
             hosts.join()
-        config = TrainConfig(cases.find(self.case), batch_size=self.batch_size, updates=self.updates)
+        config = self._setup(("fast",), 1, 1, "map").config
         check_choice("peer", self.peer, ("", "torch"))
+        if self.peer and (self.swaps == "edges" or config.case.tasks):
+            raise UserError("--peer=torch times one task under swaps of nodes; leave out --swaps, and give one --case")
         folder = Path(self.out) if self.out else None
         if self.profile and folder is None:
             raise UserError("--profile writes its trace into --out; give an --out")
@@ -135,9 +139,7 @@ class Throughput(Command):
         lanes = lanes or places
         if lanes % places:
             raise UserError(f"--lanes is {lanes}; it must be a multiple of the {places} cores or devices")
-        setup = lambda forms, lanes, devices: Setup(
-            self.case, self.batch_size, self.updates, forms, lanes, devices, policy.batching
-        )
+        setup = lambda forms, lanes, devices: self._setup(forms, lanes, devices, policy.batching)
         with ExitStack() as stack:
             if policy.workers:
                 alone = Station(setup(("plain",), 1, 1))
@@ -175,8 +177,11 @@ class Throughput(Command):
         about = {"case": self.case, "device": device, "cores": os.cpu_count(), "hosts": jax.process_count()}
         return timings, cost, {**about, "gflop_a_step": gflop, "gflop_by_xla": counted}
 
+    def _setup(self, forms: tuple[str, ...], lanes: int, devices: int, batching: Batching) -> Setup:
+        return Setup(self.case, self.batch_size, self.updates, self.swaps, forms, lanes, devices, batching)
+
     def _profile(self, folder: Path) -> None:
-        station = Station(Setup(self.case, self.batch_size, self.updates, ("fast",), 1, 1, "map"))
+        station = Station(self._setup(("fast",), 1, 1, "map"))
         station.prepare()
         with jax.profiler.trace(str(folder), create_perfetto_trace=True):
             station.time("fast", "step")

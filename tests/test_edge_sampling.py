@@ -15,7 +15,7 @@ from siitjax.model.forms import BATCH_LAST, PLAIN
 from siitjax.model.swaps import EdgeSwaps
 from siitjax.siit.edge_sampling import draw_swaps, group_size
 from siitjax.siit.objective import BASE, IIT, SIIT, Sampling
-from siitjax.siit.train import Hyperparams, TrainConfig, make_step, optimizer
+from siitjax.siit.train import Hyperparams, TrainConfig, draw_data, make_step, make_train, optimizer
 from tests.graphs import LEFT_GREATER, label, swap_of
 from tests.hooked import by_reader_twin, path_patched, random_model, written
 from tests.test_objective import assert_count
@@ -298,3 +298,18 @@ def test_a_circuit_of_the_frozen_rule_is_refused():
     learner = model, optimizer(LEARNS, 1).init(model)
     with pytest.raises(UserError, match=r'^the rule "frozen" knows swaps of nodes alone'):
         jax.eval_shape(lambda: step(LEARNS, learner, samples, samples, jax.random.key(0), jnp.float32(1)))
+
+
+def test_a_sixth_of_the_validation_pairs_is_measured_after_each_epoch_and_all_at_the_end():
+    train = make_train(replace(CONFIG, samples=120, batch_size=32), PLAIN)
+    data = draw_data(replace(CONFIG, samples=120), 0)
+    state = train.init(LEARNS, jax.random.key(0))
+    assert len(data.validation) == 24
+    compiled = lambda part: jax.jit(part)(data, state)
+    after, at_the_end = compiled(train.validate), compiled(train.measure)
+    n = CASE.n_ctx
+    assert (int(after.base.of), int(at_the_end.base.of)) == (4 * n, 24 * n)
+    assert after.edges is not None
+    assert at_the_end.edges is not None
+    assert set(np.asarray(after.edges.tokens.of)) == {4 * n}
+    assert set(np.asarray(at_the_end.edges.tokens.of)) == {24 * n}

@@ -21,7 +21,8 @@ def forward_flops(config: TransformerConfig) -> int:
 def step_flops(config: TrainConfig) -> int:
     """Those of one training step: a forward pass over the sources, forward and backward under three masks.
 
-    With three updates a batch the sources run three times.
+    With three updates a batch the sources run three times. What mixes senders into what each reader sees, under swaps
+    of edges, is not counted.
     """
     source_runs = 1 if config.updates == "single" else 3
     return config.batch_size * (source_runs + 3 * (1 + BACKWARD)) * forward_flops(config.case.config)

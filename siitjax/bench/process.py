@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import jax
@@ -19,14 +19,17 @@ from siitjax.base.errors import UserError
 from siitjax.bench.timing import LARGE_GFLOP, PARTS, STEPS, Timed, large_product, seconds
 from siitjax.causal import registry
 from siitjax.model.forms import PLAIN, fastest
-from siitjax.siit.train import Hyperparams, TrainConfig, draw_data, make_train
+from siitjax.siit.objective import Sampling, Swaps
+from siitjax.siit.train import Hyperparams, TrainConfig, Updates, draw_data, make_train
 from siitjax.sweep.cores import pinned
 from siitjax.sweep.engine import Engine, Member, Watcher
 from siitjax.sweep.lanes import Batching, Program, compile_program
 
 FORMS = {"plain": lambda: PLAIN, "fast": fastest}
 EPOCHS = 24
-"""Epochs of the long members of the queue that occupancy is measured on; the short ones run one."""
+"""Epochs of a member; in the queue that occupancy is measured on, the short ones run one."""
+SAMPLES = 10_000
+"""Strings a task, as sweeps draw them."""
 QUEUE = 4
 """Members of that queue, in lanes."""
 
@@ -42,7 +45,8 @@ class Setup:
 
     case: str
     batch_size: int
-    updates: str
+    updates: Updates
+    swaps: Swaps
     forms: tuple[str, ...]
     lanes: int
     devices: int
@@ -50,7 +54,10 @@ class Setup:
 
     @property
     def config(self) -> TrainConfig:
-        return TrainConfig(registry.find(self.case), batch_size=self.batch_size, updates=self.updates)  # type: ignore
+        case = registry.build(self.case)
+        samples = SAMPLES * max(len(case.tasks), 1)
+        how = Sampling(swaps=self.swaps, drawn_per="example" if self.swaps == "edges" else "batch")
+        return TrainConfig(case, EPOCHS, self.batch_size, samples, self.updates, how)
 
 
 @dataclass
@@ -92,7 +99,7 @@ class Station:
         The queue is four times the lanes, of long and short members in turn. A short one diverges in its first epoch:
         its learning rate sees to that.
         """
-        config = replace(self.setup.config, epochs=EPOCHS)
+        config = self.setup.config
         devices = jax.local_devices()[: self.setup.devices]
         programs: list[Program] = []
         with tempfile.TemporaryDirectory() as folder:

@@ -42,7 +42,7 @@ class Timed:
             return jax.lax.scan(one, (state.model, state.opt_state), jnp.arange(STEPS))[0]
 
         def evaluation(state):
-            return train.measure(data, state)
+            return train.validate(data, state)
 
         compiled = lambda one: jax.jit(over_lanes(one, lanes // devices, batching, mesh)).lower(states).compile()
         self.states, self.compiled_step, self.compiled_evaluation = states, compiled(steps), compiled(evaluation)

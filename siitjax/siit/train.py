@@ -30,8 +30,8 @@ from siitjax.siit.evaluate import evaluate
 from siitjax.siit.metrics import Metrics
 from siitjax.siit.objective import BASE, IIT, SIIT, Sampling, batch_masks, edge_term_losses, term_losses
 
-EDGE_SHARE = 4
-"""Of the validation set, one in so many pairs is measured under swaps of edges after each epoch."""
+EPOCH_SHARE = 6
+"""Under swaps of edges, one in so many validation pairs is measured after each epoch; all of them are at the end."""
 EDGE_PAIRS = 1_000
 """Pairs on which every swap of edges is measured at the end."""
 
@@ -170,7 +170,7 @@ class Stop(IntEnum):
 
     RUNNING = 0
     CONVERGED = 1
-    """Accuracy, IIA and SIIA were 100% on the validation set."""
+    """Accuracy, IIA and SIIA were 100% on the validation pairs; under swaps of edges, after the last epoch."""
     DIVERGED = 2
     """The loss stopped being finite; the member keeps the weights and metrics of the epoch before."""
     EXHAUSTED = 3
@@ -252,11 +252,13 @@ class Train(NamedTuple):
 
     `init(hyper, root)` makes a member; `advance(hyper, data, state, until)` trains it until `until` epochs are
     done or it stops; `measure(data, state)` evaluates it on validation pairs that no epoch has seen, so that the
-    figures of a run that stopped at its luckiest pairs are not selected for it. `step` is one batch of advance.
+    figures of a run that stopped at its luckiest pairs are not selected for it. `validate` is what advance evaluates
+    after each epoch, and `step` is one batch of it.
     """
 
     init: Init
     advance: Advance
+    validate: Measure
     measure: Measure
     step: "Step"
 
@@ -343,10 +345,12 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
     step = make_step(config, form)
 
     def evaluated(model, samples, key, each=False):
+        if config.sampling.swaps == "edges" and not each:
+            samples = samples[: max(len(samples) // EPOCH_SHARE, 1)]
         metrics = evaluate(model, case, samples, key=key, embedding=config.sampling.embedding, form=form)
         if config.sampling.swaps == "nodes":
             return metrics
-        pairs = samples[: EDGE_PAIRS if each else max(len(samples) // EDGE_SHARE, 1)]
+        pairs = samples[:EDGE_PAIRS]
         order_key, edge_key = jax.random.split(jax.random.fold_in(key, 1))
         sources = pairs[jax.random.permutation(order_key, len(pairs))]
         return replace(metrics, edges=count_edges(model, case, pairs, sources, key=edge_key, each=each, form=form))
@@ -374,7 +378,7 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
             return step(hyper, learner, data.train[base], data.train[source], key, done)
 
         (model, opt_state), losses = jax.lax.scan(body, (state.model, state.opt_state), (bases, sources, counts))
-        metrics = evaluated(model, samples=data.validation, key=draw_key(state.root, Purpose.VALIDATION, state.epoch))
+        metrics = validate(data, replace(state, model=model))
         finite = jnp.isfinite(losses).all() & _all_finite(model)
         epoch = state.epoch + 1
         stop = jnp.where(epoch == config.epochs, int(Stop.EXHAUSTED), int(Stop.RUNNING))
@@ -401,11 +405,14 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
             state,
         )
 
+    def validate(data, state):
+        return evaluated(state.model, data.validation, draw_key(state.root, Purpose.VALIDATION, state.epoch))
+
     def measure(data, state):
         return evaluated(state.model, samples=data.validation, key=draw_key(state.root, Purpose.FINAL), each=True)
 
     precise = matmul_precision(config.matmul_precision)
-    return Train(precise(init), precise(advance), precise(measure), precise(step))
+    return Train(precise(init), precise(advance), precise(validate), precise(measure), precise(step))
 
 
 def _blank(epochs: int, leaf: jax.ShapeDtypeStruct) -> Array:

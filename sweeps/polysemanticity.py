@@ -1,7 +1,6 @@
 """To how many tasks and variables does each neuron answer?"""
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,15 +16,16 @@ from rich.progress import track
 
 import cases
 from siitjax.analysis.neuron_report import models_table, picture, widths_picture
-from siitjax.analysis.neuron_summary import LEAST, MOST, Model, neuron_rows, random_model, summarised
+from siitjax.analysis.neuron_summary import LEAST, MOST, Model, neuron_rows, summarised
 from siitjax.analysis.neurons import Answers, measure_neurons, samples_by_task
 from siitjax.base.choice import check_choice
 from siitjax.base.command import Command, flag, main
 from siitjax.base.errors import UserError
+from siitjax.base.versions import machine
 from siitjax.causal.case import Case
 from siitjax.io.hub_folder import new_folder
 from siitjax.io.trained import Trained, read_converged
-from siitjax.model.transformer import Transformer
+from siitjax.model.transformer import Transformer, random_like
 from siitjax.model.weights import weights_digest
 from siitjax.questions.report import Verdict
 from siitjax.sweep.placement import use_compilation_cache
@@ -104,7 +104,7 @@ class Polysemanticity(Command):
                 picture(found, f"{self.title}\n{verdict}", folder / f"figure.{kind}")
                 if widths:
                     widths_picture(widths, starts(widths), folder / f"width.{kind}")
-            ran_on = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "jax": version("jax")}
+            ran_on = {**machine(), "jax": version("jax")}
             summary = {"question": self.title, "config": config, "verdict": asdict(verdict), "said": said}
             summary |= {"models": [*map(asdict, models)], "width": [*map(asdict, widths)], "ran_on": ran_on}
             (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -135,7 +135,7 @@ class Polysemanticity(Command):
         answers = self._answers(trained.model, trained.case)
         key = jax.random.fold_in(jax.random.key(self.seed), cases.MODELS.index(name))
         keys = jax.random.split(key, self.controls)
-        controls = [self._answers(random_model(trained.model, key), trained.case) for key in keys]
+        controls = [self._answers(random_like(trained.model, key=key), trained.case) for key in keys]
         return answers, summarised(name, answers, controls, self.seed)
 
     def _alone(self, name: str, trained: Trained) -> tuple[Answers, Model]:

@@ -1,6 +1,5 @@
 """Do sparse autoencoders find the variables that we know are there?"""
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ from siitjax.base.command import MOST_SEEDS, Command, flag, main
 from siitjax.base.errors import UserError
 from siitjax.base.files import replaced
 from siitjax.base.jsonl import Row
+from siitjax.base.versions import machine
 from siitjax.causal.behaviour import behaviour
 from siitjax.model.weights import weights_digest
 from siitjax.questions.report import Verdict
@@ -132,7 +132,7 @@ class SAEs(Command):
             for kind in ("png", "pdf"):
                 with replaced(results.folder / f"figure.{kind}") as path:
                     picture(rows, f"{self.title}\n{verdict}", path)
-            ran_on = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "jax": version("jax")}
+            ran_on = {**machine(), "jax": version("jax")}
             cost = [{**asdict(cost), **({"saelens": peer} if peer else {})} for cost, peer in beside(costs, peers)]
             results.finish({"question": self.title, "verdict": asdict(verdict), "cost": cost, "ran_on": ran_on})
         screen.print(f"Results, SAEs and picture: {self.out}")

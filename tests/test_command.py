@@ -9,6 +9,8 @@ from absl import flags
 
 from siitjax.base.command import Command, flag, main
 from siitjax.base.errors import UserError
+from siitjax.cli.main import COMMANDS
+from siitjax.cli.main import main as program
 from siitjax.sweep import hosts
 from tests.commands import run
 
@@ -82,3 +84,26 @@ def test_a_backend_that_is_not_there_is_one_line():
     assert ended.err.count("\n") == 1
     assert ended.err.startswith('evaluate: JAX_PLATFORMS is "fantasy", and JAX finds no such device here (Unable to')
     assert ended.err.endswith("; unset it, or set it to cpu\n")
+
+
+def test_the_program_lists_its_commands(capsys):
+    for argv in ([], ["--help"], ["-h"], ["help"]):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            program(argv)
+        out = capsys.readouterr().out
+        assert out.startswith("usage: siitjax COMMAND ...\n")
+        assert [line.split()[0] for line in out.splitlines() if line.startswith("  ")] == [*COMMANDS]
+
+
+def test_each_listed_command_is_there(capsys):
+    for name in COMMANDS:
+        with pytest.raises(SystemExit, match=r"^0$"):
+            program([name, "--help"])
+        assert "\nFlags:" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_one_line(capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        program(["evalute", "1"])
+    words = 'siitjax: the command is "evalute"; did you mean "evaluate"? It must be one of '
+    assert capsys.readouterr() == ("", f"{words}{', '.join(COMMANDS)}\n")

@@ -1,15 +1,13 @@
 """What the neurons of a whole model answer to: how many matter to several tasks, beside random transformers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 from scipy.stats import binomtest
 
 from siitjax.analysis.neurons import Answers, participation_ratio, shared_by_chance
-from siitjax.model.transformer import Transformer, init_transformer
 
 MATTERS = 0.01
 """Nats a token: a neuron matters to the tasks whose mean loss rises by as much or more without it."""
@@ -18,8 +16,6 @@ LEAST = 0.1
 thresholds were fixed before the first run."""
 MOST = 0.5
 """The share of the live neurons beneath the answer's MLP above which most are said to be shared."""
-CONTROL_GAIN = 1.0
-"""Of the random weights: at 0.18, with which training began, an MLP writes next to nothing: no control at all."""
 DRAWS = 1_000
 """Of neurons dealt anew, from which the interval of what is shared by chance is taken."""
 
@@ -127,12 +123,6 @@ def least_told(answers: Answers, controls: Sequence[Answers]) -> Any:
         if len(random):
             least[layer] = np.maximum(least[layer], np.percentile(random, 95, axis=0))
     return least
-
-
-def random_model(model: Transformer, key: Any) -> Transformer:
-    """A transformer of the same shape with random weights; it shares the compiled programs of the model."""
-    weights = init_transformer(replace(model.config, init_gain=CONTROL_GAIN), key=key)
-    return jax.tree.unflatten(jax.tree.structure(model), jax.tree.leaves(weights))
 
 
 def neuron_rows(answers: Answers, model: Model) -> list[dict[str, Any]]:

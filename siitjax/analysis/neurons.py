@@ -97,7 +97,7 @@ def measure_neurons(
     tasks = tuple(task.removesuffix(":") for task in case.tasks) or (case.name,)
     ordered = [v.name for v in case.circuit.ordered]
     placed = tuple(v.name for v in case.circuit.ordered if v.node is not None)
-    task_of = tuple(_task_of(name, tasks) if case.tasks else 0 for name in placed)
+    task_of = tuple(case.task_of(name) if case.tasks else 0 for name in placed)
     shape = (case.config.n_layers, case.config.mlp_width)
     live = np.zeros(shape, bool)
     information = np.zeros((*shape, len(placed)))
@@ -126,11 +126,6 @@ def samples_by_task(case: Case, n: int, rng: np.random.Generator) -> list[Int[np
         return [drawn]
     first = len(case.vocabulary) - count
     return [drawn[drawn[:, 0] == first + task] for task in range(count)]
-
-
-def _task_of(variable: str, tasks: Sequence[str]) -> int | None:
-    """Which part declares a variable of a combined case: its name begins with the part's."""
-    return next((i for i, task in enumerate(tasks) if variable.startswith(f"{task}.")), None)
 
 
 @partial(jax.jit, static_argnums=1)

@@ -1,8 +1,11 @@
 """The versions of what trains and measures."""
 
+import os
 import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+
+import jax
 
 PACKAGES = ("siitjax", "jax", "jaxlib", "equinox", "optax", "numpy")
 
@@ -10,6 +13,11 @@ PACKAGES = ("siitjax", "jax", "jaxlib", "equinox", "optax", "numpy")
 def versions() -> dict[str, str]:
     """Each package's version, and Python's."""
     return dict(_versions())
+
+
+def machine() -> dict[str, str | int | None]:
+    """The device and how many cores the machine has."""
+    return {"device": jax.devices()[0].device_kind, "cores": os.cpu_count()}
 
 
 @cache

@@ -142,6 +142,12 @@ class Case:
         for each in samples:
             check_tokens(each, config.d_vocab, config.n_ctx)
 
+    def task_of(self, variable: str) -> int | None:
+        """The part that declares a variable of a combined case, whose name begins with the part's; None where the
+        combined case itself does, and of a single task."""
+        owner = f"{variable.partition('.')[0]}:"
+        return self.tasks.index(owner) if owner in self.tasks else None
+
     def token_mask(self, tokens: Int[Array, "*batch seq"]) -> Bool[Array, "*batch seq"]:
         """A sample's own tokens: those that are counted in losses and metrics. Pads and task tokens are free."""
         first_task = len(self.vocabulary) - len(self.tasks)

@@ -19,8 +19,8 @@ from siitjax.base.versions import versions
 from siitjax.causal.behaviour import Computed, behaviour, compute
 from siitjax.causal.case import Case
 from siitjax.causal.registry import described, locate
-from siitjax.model.transformer import Transformer, TransformerConfig
-from siitjax.model.weights import METADATA, checked_model, read_tensors, read_weights, save_weights
+from siitjax.model.transformer import Transformer
+from siitjax.model.weights import METADATA, checked_model, read_config, read_tensors, read_weights, save_weights
 from siitjax.siit.metrics import Shares, read_shares
 
 MODEL_FILE = "model.safetensors"
@@ -109,11 +109,7 @@ def read_model(path: Path) -> Transformer:
             f"{file} says nothing of its transformer, so siitjax did not write it; "
             "read published folders with siitjax.torch.read_published"
         )
-    try:
-        config = TransformerConfig(**json.loads(metadata[METADATA])["config"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} describes its transformer in a way that this version cannot read ({error})") from None
-    return checked_model(config, weights, str(file))
+    return checked_model(read_config(file, metadata)[0], weights, str(file))
 
 
 def members_instead(path: Path) -> str:

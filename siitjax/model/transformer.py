@@ -7,7 +7,7 @@ PyTree is its TransformerLens key ("blocks.0.attn.W_Q"), so exporting weights is
 """
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -234,19 +234,19 @@ class Transformer(eqx.Module):
         zs, posts, streams = [], [], []
         for i, block in enumerate(self.blocks[first:], start=first):
             streams.append(x)
-            z = block.attn.z(_normalised(block.ln1, x))
+            z = block.attn.z(normalised(block.ln1, x))
             if sites is not None and source.z is not None:
                 z = jnp.where(sites.z[i][None, :, None], source.z[i], z)
             x = x + block.attn.out(z)
             zs.append(z)
             if block.mlp is not None:
-                post = block.mlp.post(_normalised(block.ln2, x))
+                post = block.mlp.post(normalised(block.ln2, x))
                 if sites is not None and source.post is not None and sites.post is not None:
                     post = jnp.where(sites.post[i], source.post[i], post)
                 x = x + block.mlp.out(post)
                 posts.append(post)
 
-        logits = _normalised(self.ln_final, x) @ self.unembed.W_U + self.unembed.b_U[None]
+        logits = normalised(self.ln_final, x) @ self.unembed.W_U + self.unembed.b_U[None]
         return logits, Activations(embed, jnp.stack(zs), jnp.stack(posts) if posts else None, jnp.stack(streams))
 
     def _check(self, tokens: Int[Array, " seq"], swap: Swap | None) -> None:
@@ -289,20 +289,21 @@ class Transformer(eqx.Module):
         embed, zs, posts, streams, reader = own[0], [], [], [], 0
         for block in self.blocks:
             streams.append(x)
-            z = block.attn.z(_normalised(block.ln1, seen(x, own, reader, self.config.n_heads)))
+            z = block.attn.z(normalised(block.ln1, seen(x, own, reader, self.config.n_heads)))
             own = jnp.concatenate([own, jnp.einsum("shd,hdm->hsm", z, block.attn.W_O)])
             x, reader = x + block.attn.out(z), reader + self.config.n_heads
             zs.append(z)
             if block.mlp is not None:
-                post = block.mlp.post(_normalised(block.ln2, seen(x, own, reader, 1)[0]))
+                post = block.mlp.post(normalised(block.ln2, seen(x, own, reader, 1)[0]))
                 own = jnp.concatenate([own, (post @ block.mlp.W_out)[None]])
                 x, reader = x + block.mlp.out(post), reader + 1
                 posts.append(post)
-        logits = _normalised(self.ln_final, seen(x, own, reader, 1)[0]) @ self.unembed.W_U + self.unembed.b_U[None]
+        logits = normalised(self.ln_final, seen(x, own, reader, 1)[0]) @ self.unembed.W_U + self.unembed.b_U[None]
         return logits, Activations(embed, jnp.stack(zs), jnp.stack(posts) if posts else None, jnp.stack(streams))
 
 
-def _normalised(ln: LayerNorm | None, x: Float[Array, "*rest d_model"]) -> Float[Array, "*rest d_model"]:
+def normalised(ln: LayerNorm | None, x: Float[Array, "*rest d_model"]) -> Float[Array, "*rest d_model"]:
+    """What a LayerNorm, if there is one, makes of each position."""
     return x if ln is None else jnp.vectorize(ln, signature="(m)->(m)")(x)
 
 
@@ -354,6 +355,16 @@ def init_transformer(config: TransformerConfig, *, key: PRNGKeyArray) -> Transfo
         Unembed(weight("unembed.W_U", d_model, config.d_vocab_out), jnp.zeros(config.d_vocab_out)),
         config,
     )
+
+
+def random_like(model: Transformer, *, key: PRNGKeyArray) -> Transformer:
+    """A control: a transformer of the same shape with random weights.
+
+    Their gain is 1, whatever the model began with: at 0.18 an MLP writes next to nothing, which is no control at all.
+    It is in the structure of the model, whose compiled programs it then shares.
+    """
+    weights = init_transformer(replace(model.config, init_gain=1.0), key=key)
+    return jax.tree.unflatten(jax.tree.structure(model), jax.tree.leaves(weights))
 
 
 def _crc(name: str) -> int:

@@ -77,28 +77,29 @@ def load_weights(path: Path) -> Transformer:
 def read_weights(path: Path) -> tuple[Transformer, dict[str, Any]]:
     """The transformer that `save_weights` wrote, and what it wrote about it. Raises UserError as `load_weights`."""
     try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+        weights, metadata = _opened(path)
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); train that member again") from None
     if METADATA not in metadata:
         raise UserError(f"{path} says nothing of its transformer; only files written by siitjax can be loaded alone")
+    config, about = read_config(path, metadata)
+    return with_weights(_blank(config), weights), about
+
+
+def read_config(file: Path, metadata: Mapping[str, str]) -> tuple[TransformerConfig, dict[str, Any]]:
+    """The transformer's config in a file's metadata, and all that `save_weights` wrote there. Raises UserError where
+    this version cannot read it."""
     try:
         about = json.loads(metadata[METADATA])
-        config = TransformerConfig(**about["config"])
+        return TransformerConfig(**about["config"]), about
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} describes its transformer in a way that this version cannot read ({error})") from None
-    blank = jax.eval_shape(lambda: init_transformer(config, key=jax.random.key(0)))
-    return with_weights(blank, weights), about
+        raise UserError(f"{file} describes its transformer in a way that this version cannot read ({error})") from None
 
 
 def read_tensors(file: Path) -> tuple[Weights, dict[str, str]]:
     """A safetensors file's tensors, and its metadata. Raises UserError where it is none, or torn."""
     try:
-        with safe_open(file, "numpy") as opened:
-            names = opened.keys()
-            return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
+        return _opened(file)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is not a whole safetensors file ({one_line(error)})") from None
 
@@ -114,8 +115,8 @@ def checked_model(config: TransformerConfig, weights: Weights, where: str) -> Tr
     Raises:
         UserError: they are not; the message names all that are missing, unknown, of another shape or not finite.
     """
-    blank = jax.eval_shape(lambda: init_transformer(config, key=jax.random.key(0)))
-    shapes = {name: weight.shape for name, weight in _named(blank).items()}
+    blank = _blank(config)
+    shapes = {_key(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(blank)}
     both = [name for name in shapes if name in weights]
     wrong = [f"{n} of shape {weights[n].shape}, not {shapes[n]}" for n in both if weights[n].shape != shapes[n]]
     infinite = [name for name in both if not np.isfinite(weights[name].astype(np.float32)).all()]
@@ -130,9 +131,15 @@ def checked_model(config: TransformerConfig, weights: Weights, where: str) -> Tr
     return with_weights(blank, weights)
 
 
-def _named(model: Any) -> dict[str, Any]:
-    keystr = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
-    return {keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
+def _opened(file: Path) -> tuple[Weights, dict[str, str]]:
+    with safe_open(file, "numpy") as opened:
+        names = opened.keys()
+        return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
+
+
+def _blank(config: TransformerConfig) -> Any:
+    """A transformer's shapes."""
+    return jax.eval_shape(lambda: init_transformer(config, key=jax.random.key(0)))
 
 
 def _key(path: jax.tree_util.KeyPath) -> str:

@@ -263,6 +263,17 @@ class Train(NamedTuple):
     step: "Step"
 
 
+def under_strict_promotion(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same where jax_numpy_dtype_promotion is "strict", which optax is not written for: its Adam raises a float
+    beta to an integer count."""
+
+    def update(updates, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):
+            return transformation.update(updates, state, params)
+
+    return optax.GradientTransformation(transformation.init, update)
+
+
 def optimizer(hyper: Hyperparams, n_updates: int) -> optax.GradientTransformation:
     """Clip by global norm, then Adam, then the linear schedule over `n_updates`; all its numbers may be traced."""
     chain = optax.chain(
@@ -271,7 +282,7 @@ def optimizer(hyper: Hyperparams, n_updates: int) -> optax.GradientTransformatio
         optax.scale_by_learning_rate(optax.linear_schedule(hyper.lr_start, hyper.lr_end, n_updates)),
     )
     # One long vector instead of a few dozen small arrays, each of which would cost a call or ten.
-    return optax.flatten(chain)
+    return under_strict_promotion(optax.flatten(chain))
 
 
 @runtime_checkable
@@ -329,9 +340,7 @@ def make_step(config: TrainConfig, form: Form | None = None) -> Step:
 
             own = swaps if isinstance(swaps, EdgeSwaps) or swaps.ndim == 3 else None
             gradients, values = mean_over_parts(part, form.part(len(base)), base, source, own)
-            # optax raises a float beta to its integer count, which strict promotion forbids.
-            with jax.numpy_dtype_promotion("standard"):
-                updates, opt_state = optimizer(hyper, n_updates).update(gradients, opt_state)
+            updates, opt_state = optimizer(hyper, n_updates).update(gradients, opt_state)
             model = eqx.apply_updates(model, updates)
             seen = seen.at[here].set(values)
         return (model, opt_state), seen

@@ -16,20 +16,18 @@ import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 from safetensors import SafetensorError, safe_open
 
 from siitjax.base.errors import UserError, one_line
 from siitjax.base.files import Holder, hold, make_folder, write_atomically
 from siitjax.base.jsonl import Row, RowsFile, TornError
-from siitjax.base.versions import versions
+from siitjax.base.versions import machine, versions
 from siitjax.causal.behaviour import behaviour, change
 from siitjax.causal.case import Case
 from siitjax.model.weights import save_weights
@@ -191,7 +189,7 @@ class Results:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes summary.json, with where and by what the sweep was run."""
-        ran_on = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), **versions()}
+        ran_on = {**machine(), **versions()}
         write_atomically(self.folder / "summary.json", json.dumps({**summary, "ran_on": ran_on}, indent=1) + "\n")
 
     @contextmanager

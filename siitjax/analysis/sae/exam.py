@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from siitjax.analysis.sae.known import LEAST, Known, held, known_values, swappable, task_named, task_of
+from siitjax.analysis.sae.known import LEAST, Known, held, known_values, swappable, task_named
 from siitjax.analysis.sae.site import Site
 from siitjax.base.errors import UserError
 from siitjax.causal.case import Case
@@ -131,7 +131,9 @@ def _pairs(
     whole, within = rng.permutation(len(base)), np.arange(len(base))
     for one in np.unique(task):
         within[task == one] = rng.permutation(within[task == one])
-    sources = np.array([whole if task_of(case, v) is None else within for v in variables], int).reshape(-1, len(base))
+    sources = np.array([whole if case.task_of(v.name) is None else within for v in variables], int).reshape(
+        -1, len(base)
+    )
     order = [v.name for v in circuit.ordered]
 
     @jax.jit

@@ -71,12 +71,6 @@ def _readers(circuit: Circuit, variable: Variable) -> set[Node]:
     return found
 
 
-def task_of(case: Case, variable: Variable) -> int | None:
-    """The task of a combined case that a variable belongs to; None for those of all tasks."""
-    owner = f"{variable.name.partition('.')[0]}:"
-    return case.tasks.index(owner) if owner in case.tasks else None
-
-
 def task_named(case: Case, samples: Int[np.ndarray, "sample seq"]) -> Int[np.ndarray, " sample"]:
     """The task that each sample's first token names; 0 for all where there is one task."""
     return samples[:, 0] - (len(case.vocabulary) - len(case.tasks)) if case.tasks else np.zeros(len(samples), int)
@@ -90,7 +84,7 @@ def known_values(case: Case, variables: Sequence[Variable], samples: Int[np.ndar
     order = [v.name for v in case.circuit.ordered]
     names, owners, holds, counted = [], [], [], []
     for variable in variables:
-        found, task = np.asarray(values[1 + order.index(variable.name)]), task_of(case, variable)
+        found, task = np.asarray(values[1 + order.index(variable.name)]), case.task_of(variable.name)
         found = found[own].reshape(own.sum(), -1)
         counts = np.ones(len(found), bool) if task is None else tasks == task
         for i, column in enumerate(found.T):

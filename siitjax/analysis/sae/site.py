@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -13,7 +12,7 @@ from siitjax.base.errors import UserError
 from siitjax.base.precision import matmul_precision
 from siitjax.causal.case import Case
 from siitjax.model.nodes import Node, head, mlp
-from siitjax.model.transformer import Activations, LayerNorm, Swap, Transformer, TransformerConfig
+from siitjax.model.transformer import Activations, Swap, Transformer, TransformerConfig
 
 Hook = Literal["hook_z", "hook_post", "hook_mlp_out", "hook_resid_post"]
 HOOKS: tuple[Hook, ...] = ("hook_z", "hook_post", "hook_mlp_out", "hook_resid_post")
@@ -76,7 +75,7 @@ class Site:
         z = z if self.head is None else z.at[:, self.head].set(value)
         mid = before + block.attn.out(z)
         if self.head is not None:
-            post = block.mlp.post(_normalised(block.ln2, mid))
+            post = block.mlp.post(normalised(block.ln2, mid))
             if swap is not None and swap[1].post is not None:
                 masked = swap[0][model.config.nodes.index(mlp(self.layer))]
                 post = jnp.where(masked, swap[1].post[self.layer], post)
@@ -85,17 +84,13 @@ class Site:
         after = value if self.hook == "hook_resid_post" else mid + out
         if self.layer + 1 < model.config.n_layers:
             return model(tokens, swap, resume=(self.layer + 1, after))[0]
-        return _normalised(model.ln_final, after) @ model.unembed.W_U + model.unembed.b_U[None]
+        return normalised(model.ln_final, after) @ model.unembed.W_U + model.unembed.b_U[None]
 
     def _layer(self, activations: Activations) -> tuple[Array, Array, Array]:
         """What the residual stream holds before the site's layer, and its z and post."""
         held = activations.stream, activations.z, activations.post
         before, z, post = (x[self.layer] for x in held if x is not None)
         return before, z, post
-
-
-def _normalised(ln: LayerNorm | None, x: Float[Array, "seq d_model"]) -> Float[Array, "seq d_model"]:
-    return x if ln is None else jax.vmap(ln)(x)
 
 
 def all_sites(config: TransformerConfig) -> tuple[Site, ...]:

@@ -25,13 +25,11 @@ from siitjax.analysis.sae.train import Activity, Lane, SAEConfig, folded, prepar
 from siitjax.base.errors import UserError
 from siitjax.base.jsonl import Row
 from siitjax.causal.case import Case
-from siitjax.model.transformer import Transformer, init_transformer
+from siitjax.model.transformer import Transformer, random_like
 from siitjax.siit.metrics import mean
 
 AT_ONCE = 16
 """Lanes of one call of the program: what is trained when it returns is saved."""
-CONTROL_GAIN = 1.0
-"""Of an untrained transformer's weights."""
 FITTED = 4_000
 """Tokens that controls are fitted on."""
 CONTROLS = ("neurons", "PCA", "random")
@@ -83,11 +81,7 @@ class Subject:
 
     def untrained(self) -> "Subject":
         """The same with random weights."""
-        config = replace(self.model.config, init_gain=CONTROL_GAIN)
-        weights = init_transformer(config, key=jax.random.key(self.seed))
-        # In the structure of the trained one, whose compiled programs it then shares.
-        model = jax.tree.unflatten(jax.tree.structure(self.model), jax.tree.leaves(weights))
-        return replace(self, trained=False, model=model)
+        return replace(self, trained=False, model=random_like(self.model, key=jax.random.key(self.seed)))
 
 
 @dataclass(frozen=True)

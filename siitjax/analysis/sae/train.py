@@ -16,6 +16,7 @@ from siitjax.analysis.sae.kinds import KINDS, SAE, init_sae, select_latents
 from siitjax.analysis.sae.spread import compile_spread
 from siitjax.base.choice import check_choice
 from siitjax.base.errors import UserError
+from siitjax.siit.train import under_strict_promotion
 from siitjax.sweep.lanes import Batching
 
 WARM_UP = 0.1
@@ -132,13 +133,7 @@ def train(
 
 def adam(lr: float | optax.Schedule) -> optax.GradientTransformation:
     """Adam, with the usual betas."""
-    usual = optax.adam(lr)
-
-    def update(updates, state, params=None):
-        with jax.numpy_dtype_promotion("standard"):  # it raises a number to the power of an integer array
-            return usual.update(updates, state, params)
-
-    return optax.GradientTransformation(usual.init, update)
+    return under_strict_promotion(optax.adam(lr))
 
 
 def folded(sae: SAE, scale: Float[Array, ""]) -> SAE:

@@ -22,6 +22,7 @@ ROOMS = (
     "torch",
     "flax",
     "bench",
+    "front",
     "cli",
 )
 """In order: a room may import from those before it, and from itself."""

@@ -4,6 +4,8 @@ Entry points of the group `siitjax.cases` say where they are. The one that is ca
 which are numbered, and whose trained models are shipped; without it (siitjax runs from its source, uninstalled) the
 package `cases` is looked for. Every other one is a task of another package, called as its case: `mine = "mine:CASE"`.
 A task is imported when it is asked for, so that one with an error in it breaks no command about another.
+
+A task that is listed nowhere is given by where it is: package.module:CASE, or path/to/file.py:CASE.
 """
 
 import os
@@ -22,6 +24,7 @@ from siitjax.base.errors import UserError, one_line
 from siitjax.causal.case import Case
 from siitjax.causal.circuit import Counterfactual
 from siitjax.causal.combine import combine
+from siitjax.causal.places import at, is_place
 
 GROUP = "siitjax.cases"
 OWN = "cases"
@@ -103,13 +106,18 @@ def register(case: Case) -> None:
 
 
 def find(name: str) -> Case:
-    """The case called `name`, or by its number.
+    """The case called `name`, by its number, or by where it is: "package.module:CASE", "path/to/file.py:CASE".
+
+    A case that is found by where it is can be found by its name from then on, as after `register`.
 
     Raises:
         UserError: there is none; the message names the nearest.
         Exception: of whatever kind, the task's file cannot be imported.
     """
     own, others = own_tasks(), _others()
+    if is_place(name):
+        register(case := at(name))
+        return case
     if name.isdecimal() and int(name) < len(own.names):
         name = own.names[int(name)]
     check_choice("case", name, [*own.names, *(each for each in {**others, **_registered} if each not in own.names)])
@@ -122,6 +130,11 @@ def find(name: str) -> Case:
         said = f'a case called "{case.name}"' if isinstance(case, Case) else "no case"
         raise UserError(f'the entry point "{name}" of {GROUP} gives {said}; it must give the case of that name')
     return case
+
+
+def short_name(names: str) -> str:
+    """What names a folder of results: the cases' names, without where they are."""
+    return "+".join(find(name.strip()).name if is_place(name) else name for name in names.split("+"))
 
 
 def find_all(names: str) -> tuple[Case, ...]:
@@ -179,11 +192,17 @@ def described(description: dict[str, Any]) -> Case:
     """The case of which `Case.describe` gave this.
 
     Raises:
-        UserError: the cases of this version make none that is described so.
+        UserError: no case is called so, or the cases of this version make none that is described so.
     """
     names = str(description.get("name", "")).split("+")
     try:
         parts = find_all("+".join(name.split("#")[0] for name in names))
+    except UserError as error:
+        raise UserError(
+            f"the model's case cannot be made again: {error}; a case of another place is found after "
+            "siitjax.register(case), or give it: siitjax.load(path, case=case), or --case=path/to/file.py:CASE"
+        ) from None
+    try:
         parts = [replace(part, init_gain=description["init_gain"]) for part in parts]
         layout = {name: description[name] for name in ("d_mlp", "counterfactual")}
         width, d_head = description["d_model"] / max(part.d_model for part in parts), description["d_head"]
@@ -208,6 +227,13 @@ def described(description: dict[str, Any]) -> Case:
     raise UserError(
         f'the model was trained on a "{"+".join(names)}" whose circuit, vocabulary or sizes are not those of cases/'
     )
+
+
+def resized(case: Case, description: dict[str, Any]) -> Case:
+    """The case in a transformer of the sizes that `Case.describe` gave."""
+    case = case.with_context(description.get("n_ctx", case.n_ctx))
+    kept = ("d_model", "d_head", "d_mlp", "init_gain", "counterfactual")
+    return replace(case, **{name: description[name] for name in kept if name in description})
 
 
 def number(names: str) -> str:

@@ -1,4 +1,4 @@
-"""The commands: `siitjax evaluate`, `siitjax export` and `siitjax ship`, a module each, listed in `main`.
+"""The commands: `siitjax train`, `evaluate`, `export` and `ship`, a module each, listed in `main`.
 
 In come words of a command line; out go text and an exit code.
 """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from siitjax.base.command import Command, argument, flag
 from siitjax.base.errors import UserError
-from siitjax.causal.registry import locate
+from siitjax.causal.registry import find, locate
 from siitjax.io.hub_folder import new_folder, write_folder
 from siitjax.io.trained import load, read_model, read_rows
 from siitjax.siit.metrics import Shares, read_shares
@@ -19,10 +19,13 @@ class Export(Command):
         "a shipped model (0+1+2+3, or task names), a weights file, or a folder with model.safetensors"
     )
     out: str = argument("the folder to write; it must not exist")
+    case: str = flag("", "of a task elsewhere: where its case is, as package.module:CASE or path/to/file.py:CASE")
     all: bool = flag(False, "MODEL is a sweep's results folder: write a folder a member, named by its number")
 
     def run(self) -> int:
         out = Path(self.out)
+        if self.case:
+            find(self.case)
         if not self.all:
             _write(self.model, out)
             print(f"{self.model} is exported to {out}")

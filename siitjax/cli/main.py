@@ -9,6 +9,7 @@ from siitjax.base.errors import UserError, one_line
 
 BAD_INPUT = 2
 COMMANDS = {
+    "train": ("Train", "train a transformer so that it computes a task's circuit; a seed or several, on all cores"),
     "evaluate": ("Evaluate", "does a trained transformer hold its circuit? measured again, on fresh strings"),
     "export": ("Export", "write a trained model as a folder: weights, config, circuit, vocabulary, a model card"),
     "ship": ("Ship", "put a sweep's best members among the shipped models; for those who maintain siitjax"),

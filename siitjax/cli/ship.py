@@ -10,9 +10,10 @@ from siitjax.base.command import Command, argument, flag
 from siitjax.base.errors import UserError
 from siitjax.base.share import percent
 from siitjax.causal import registry
-from siitjax.cli.evaluate import edges_again, measured_again
+from siitjax.cli.evaluate import measured_again
 from siitjax.io.trained import Trained, read_trained, save_trained
 from siitjax.siit.edge_metrics import holding, rows
+from siitjax.siit.fresh_pairs import measure_edges
 from siitjax.siit.metrics import shares
 
 
@@ -54,7 +55,7 @@ class Ship(Command):
         return 0
 
     def _measured(self, trained: Trained) -> Trained:
-        edges = edges_again(trained, self.edge_pairs, self.seed)
+        edges = measure_edges(trained.case, trained.model, self.edge_pairs, self.seed)
         metrics = shares(replace(measured_again(trained, self.pairs, self.seed), edges=edges))
         measured_on = {"pairs": self.pairs, "edge_pairs": self.edge_pairs, "seed": self.seed}
         about = {**trained.about, "measured_on": measured_on}

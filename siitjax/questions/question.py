@@ -40,26 +40,12 @@ Words = tuple[str, list[str]]
 
 
 @dataclass(frozen=True)
-class Question(Command):
-    """One research question: what to train, and what the rows say."""
+class Sweep(Command):
+    """Members that are trained into a results folder: where they run, and what is said of them at the end."""
 
     title: ClassVar[str]
-    """The question, as the reports print it."""
+    """What it is about, as the reports print it."""
 
-    case: str = flag("left_greater", "the task, one of those in cases/, or several with + between: 1+2")
-    width_factor: float = flag(
-        0.0, "of several tasks: d_model in the largest one's; 0 for 32, or more where heads need it", least=0
-    )
-    seeds: int = flag(16, "members a setting: seeds 0, 1, 2, ...", least=1, most=MOST_SEEDS)
-    epochs: int = flag(100, "passes over the data at most; the learning rate reaches its end with the last", least=1)
-    samples: int = flag(10_000, "strings a task, four fifths to train on and one fifth to validate on", least=1)
-    batch_size: int = flag(256, "pairs a batch", least=1)
-    init_gain: float = flag(1.0, "gain of the Xavier normal initialisation")
-    drawn_per: DrawnPer = flag("batch", "draw the nodes to swap once a batch, or for every example: batch or example")
-    embedding: bool = flag(False, "count the embedding as a circuit node, as the original did; its swap is trivial")
-    matmul_precision: MatmulPrecision = flag(
-        "highest", "how exactly GPUs and TPUs multiply: highest (true float32), high, or default (fastest)"
-    )
     workers: int = flag(0, "on CPU: processes with a core each, a member in each; 0 for as many as cores", least=0)
     lanes: int = flag(0, "members at once in one program; 0 for 1 on CPU, else for what memory holds", least=0)
     devices: int = flag(0, "split the lanes over this many devices; 0 for all (on CPU they are virtual)", least=0)
@@ -68,13 +54,18 @@ class Question(Command):
     hosts: int = flag(0, "how many hosts; 0 as the cluster says", least=0)
     host: int = flag(-1, "which of them this is, from 0; -1 as the cluster says", least=-1)
     save_seconds: float = flag(10.0, "seconds between checkpoints of what is in training", least=0)
-    out: str = flag("", "folder of the results; by default results/QUESTION-CASE")
+    out: str = flag("", "folder of the results; by default one in results/, named after what is trained")
     resume: bool = flag(False, "go on with an unfinished results folder")
     config_only: bool = flag(False, "print the full config as JSON and stop")
 
     @property
+    @abstractmethod
+    def about(self) -> str:
+        """The case that is trained, as the folder and the reports name it."""
+
+    @property
     def folder(self) -> Path:
-        return Path(self.out) if self.out else Path("results") / f"{type(self).__name__.lower()}-{self.case}"
+        return Path(self.out) if self.out else Path("results") / f"{type(self).__name__.lower()}-{self.about}"
 
     @abstractmethod
     def members(self) -> Sequence[Member]:
@@ -84,19 +75,9 @@ class Question(Command):
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         """What the rows say."""
 
-    def build(self, **layout: Any) -> Case:
-        """The case that is asked for; `layout` as `siitjax.causal.registry.build` takes it."""
-        return registry.build(self.case, **{"width_factor": self.width_factor, "init_gain": self.init_gain, **layout})
-
-    def train_config(self, case: Case, updates: Updates = "single", **sampling: Any) -> TrainConfig:
-        """How a case is trained; `sampling` is what differs from the flags."""
-        how = Sampling(**{"drawn_per": self.drawn_per, "embedding": self.embedding, **sampling})
-        samples = self.samples * max(len(case.tasks), 1)
-        return TrainConfig(case, self.epochs, self.batch_size, samples, updates, how, self.matmul_precision)
-
     def picture(self, rows: Sequence[Row], results: Results, verdict: Verdict, path: Path) -> None:
         """Draws the picture, a png or a pdf as the path says: curves and convergence, unless a question has its own."""
-        picture(results, rows, f"{self.title} ({self.case})", verdict, path)
+        picture(results, rows, f"{self.title} ({self.about})", verdict, path)
 
     def measured(self, rows: Sequence[Row], results: Results) -> Sequence[Row]:
         """The rows, with what the question measures of the trained weights."""
@@ -104,7 +85,7 @@ class Question(Command):
 
     def tables(self, rows: Sequence[Row], results: Results) -> Sequence[Table]:
         """What is printed before the verdict: one table a setting, unless a question adds to it."""
-        return [table(summarise(rows), f"{self.title} ({self.case})")]
+        return [table(summarise(rows), f"{self.title} ({self.about})")]
 
     def run(self) -> int:
         """Trains what has no row yet, and reports; 130 or 143 when a signal ended it."""
@@ -185,6 +166,43 @@ class Question(Command):
         return 0
 
 
+@dataclass(frozen=True)
+class Question(Sweep):
+    """One research question: what to train, and what the rows say."""
+
+    title: ClassVar[str]
+    """The question, as the reports print it."""
+
+    case: str = flag("left_greater", "the task: of cases/ by name or number (1+2 for two), or path/to/file.py:CASE")
+    width_factor: float = flag(
+        0.0, "of several tasks: d_model in the largest one's; 0 for 32, or more where heads need it", least=0
+    )
+    seeds: int = flag(16, "members a setting: seeds 0, 1, 2, ...", least=1, most=MOST_SEEDS)
+    epochs: int = flag(100, "passes over the data at most; the learning rate reaches its end with the last", least=1)
+    samples: int = flag(10_000, "strings a task, four fifths to train on and one fifth to validate on", least=1)
+    batch_size: int = flag(256, "pairs a batch", least=1)
+    init_gain: float = flag(1.0, "gain of the Xavier normal initialisation")
+    drawn_per: DrawnPer = flag("batch", "draw the nodes to swap once a batch, or for every example: batch or example")
+    embedding: bool = flag(False, "count the embedding as a circuit node, as the original did; its swap is trivial")
+    matmul_precision: MatmulPrecision = flag(
+        "highest", "how exactly GPUs and TPUs multiply: highest (true float32), high, or default (fastest)"
+    )
+
+    @property
+    def about(self) -> str:
+        return registry.short_name(self.case)
+
+    def build(self, **layout: Any) -> Case:
+        """The case that is asked for; `layout` as `siitjax.causal.registry.build` takes it."""
+        return registry.build(self.case, **{"width_factor": self.width_factor, "init_gain": self.init_gain, **layout})
+
+    def train_config(self, case: Case, updates: Updates = "single", **sampling: Any) -> TrainConfig:
+        """How a case is trained; `sampling` is what differs from the flags."""
+        how = Sampling(**{"drawn_per": self.drawn_per, "embedding": self.embedding, **sampling})
+        samples = self.samples * max(len(case.tasks), 1)
+        return TrainConfig(case, self.epochs, self.batch_size, samples, updates, how, self.matmul_precision)
+
+
 class Keeper(Progress):
     """Progress that appends each row to the results before it is shown."""
 
@@ -198,7 +216,7 @@ class Keeper(Progress):
         super().finished(index, member, row)
 
 
-def worker_words(question: Question) -> Words | None:
+def worker_words(question: Sweep) -> Words | None:
     """What a worker is told of the question. None where it could not import the class: one of a notebook, of standard
     input, of exec, or of a function."""
     kind = type(question)
@@ -219,7 +237,7 @@ def _defines(file: Path, name: str) -> bool:
     return any(isinstance(line, ast.ClassDef) and line.name == name for line in ast.parse(file.read_bytes()).body)
 
 
-def _show(question: Question, rows: Sequence[Row], results: Results, screen: Console) -> Verdict:
+def _show(question: Sweep, rows: Sequence[Row], results: Results, screen: Console) -> Verdict:
     rows = question.measured(rows, results)
     verdict = question.verdict(rows)
     for found in question.tables(rows, results):

@@ -163,7 +163,7 @@ class Results:
                 )
             save_weights(self.folder / "members" / f"{index:04d}.safetensors", outcome.model, about)
             write_atomically(self.folder / "members" / f"{index:04d}.csv", _curves(outcome))
-        return _row(index, member, outcome)
+        return row_of(index, member, outcome)
 
     def append(self, row: Row) -> None:
         """Adds the row of a member whose files are written; it is on the disk when this returns."""
@@ -312,7 +312,8 @@ def about_member(member: dict[str, Any], case: Case) -> dict[str, Any]:
     return {"member": member, "samples": [*behaviour(case).samples], "versions": versions()}
 
 
-def _row(index: int, member: Member, outcome: Outcome) -> Row:
+def row_of(index: int, member: Member, outcome: Outcome) -> Row:
+    """What rows.jsonl keeps of a finished member."""
     circuit = member.config.case.circuit
     embed = ["embed"] if member.config.sampling.embedding else []
     return {

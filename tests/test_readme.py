@@ -1,19 +1,32 @@
-"""What the README shows is what is there: its task is a case's file, and its question runs."""
+"""What the READMEs show is what is there: the task is a case's file, the question runs, and links lead somewhere."""
 
 import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.commands import run
 from tests.test_compare import setting
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+READMES = [ROOT / "README.md", *(ROOT / room / "README.md" for room in ("cases", "sweeps", "siitjax"))]
+BLOCKS = [text for path in READMES for text in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)]
 
 
 def block(first_words: str) -> str:
     (found,) = [text for text in BLOCKS if text.startswith(f'"""{first_words}')]
     return found
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
+def test_what_a_readme_links_to_is_there(path):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+def test_the_first_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 200
 
 
 def test_the_task_shown_is_the_file_of_a_case():

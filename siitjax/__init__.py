@@ -119,7 +119,7 @@ class _Sweep(ModuleType):
 
 
 # A function of this name in its place would hide the room: siitjax.sweep.engine would be no attribute any more.
-_room.__class__ = _Sweep
+_room.__class__ = _Sweep  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,7 +144,8 @@ def test_a_grid_has_a_row_for_each_seed_and_setting_as_the_results_have_them(tra
     rows = siitjax.sweep("left_greater", seeds=[1], lr_start=(1e-3, 1e-4), **SMALL)
     assert [row["member"] for row in rows] == [0, 1]
     assert rows[0]["siia"] == float(trained.metrics.siia)
-    for words, seeds, more in (("seeds is 0", 0, {}), ("lr_start is an empty tuple", 1, {"lr_start": ()})):
+    refused: list[tuple[str, int, Any]] = [("seeds is 0", 0, {}), ("lr_start is an empty tuple", 1, {"lr_start": ()})]
+    for words, seeds, more in refused:
         with pytest.raises(UserError, match=words):
             siitjax.sweep("left_greater", seeds, **SMALL, **more)
 

@@ -25,7 +25,7 @@ def installed(monkeypatch):
     monkeypatch.setattr(registry, "_registered", {})
 
     def install(*points: str) -> None:
-        found = [EntryPoint(*point.split("="), GROUP) for point in points]
+        found = [EntryPoint(name, value, GROUP) for name, value in (point.split("=") for point in points)]
         monkeypatch.setattr(registry, "entry_points", lambda group: [point for point in found if point.group == group])
         own_tasks.cache_clear()
         registry._others.cache_clear()

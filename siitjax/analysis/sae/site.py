@@ -12,7 +12,7 @@ from siitjax.base.errors import UserError
 from siitjax.base.precision import matmul_precision
 from siitjax.causal.case import Case
 from siitjax.model.nodes import Node, head, mlp
-from siitjax.model.transformer import Activations, Swap, Transformer, TransformerConfig
+from siitjax.model.transformer import Activations, Swap, Transformer, TransformerConfig, normalised
 
 Hook = Literal["hook_z", "hook_post", "hook_mlp_out", "hook_resid_post"]
 HOOKS: tuple[Hook, ...] = ("hook_z", "hook_post", "hook_mlp_out", "hook_resid_post")

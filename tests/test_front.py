@@ -158,6 +158,8 @@ def test_a_model_is_measured_by_node_and_against_its_own_case():
     with pytest.raises(UserError, match="a bare transformer does not say its case"):
         siitjax.evaluate(siitjax.load("1").model)
     with pytest.raises(UserError, match="the transformer does not fit the case paren_checker"):
+        siitjax.evaluate(siitjax.load("1"), "2")
+    with pytest.raises(UserError, match="was trained on another case: its name is"):
         siitjax.evaluate("1", "2")
 
 

@@ -56,6 +56,11 @@ class Evaluation:
         case: the circuit that the transformer was measured against.
         counts: right answers, and of how many, as whole numbers.
         pairs: pairs of a base and a source that were measured.
+
+    Example:
+        >>> import siitjax
+        >>> siitjax.evaluate("left_greater", pairs=200).pairs
+        200
     """
 
     case: Case

@@ -1,9 +1,9 @@
 """Members trained in this process: a bar or lines meanwhile, Ctrl-C heeded at once, each config compiled once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import NoReturn
 
@@ -61,7 +61,7 @@ def train_here(
     with shown if isinstance(shown, Progress) else nullcontext():
         thread.start()
         try:
-            while (epoch := told.epochs.get()) is not None:
+            for epoch in told.heard():
                 if on_epoch is not None:
                     on_epoch(epoch)
         except BaseException:
@@ -88,6 +88,17 @@ class _Told(Watcher):
     def epoch(self, index, member, epoch, seen):
         self.shown.epoch(index, member, epoch, seen)
         self.epochs.put(Epoch(epoch, member.config.epochs, *seen))
+
+    def heard(self) -> Iterator[Epoch]:
+        """The epochs, as they come, until the training has ended."""
+        while True:
+            try:
+                epoch = self.epochs.get(timeout=0.1)  # a wait without an end might not hear of a signal
+            except Empty:
+                continue
+            if epoch is None:
+                return
+            yield epoch
 
     def keep(self, index: int, member: Member, outcome: Outcome) -> Row:
         row = row_of(index, member, outcome)

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cases import build, find, left_greater
+from cases import find, left_greater
 from siitjax.base.errors import UserError
 from siitjax.model.forms import BATCH_LAST, PLAIN
 from siitjax.model.swaps import EdgeSwaps
-from siitjax.siit.edge_sampling import draw_swaps, draw_tasks, group_size
+from siitjax.siit.edge_sampling import draw_swaps, group_size
 from siitjax.siit.objective import BASE, IIT, SIIT, Sampling
 from siitjax.siit.train import Hyperparams, TrainConfig, draw_data, make_step, make_train, optimizer
 from tests.graphs import LEFT_GREATER, label, swap_of
@@ -58,25 +58,6 @@ def test_only_edges_that_there_are_and_siit_none_of_the_circuit():
     assert not (edges & ~POSSIBLE).any()
     assert not (edges[:, EDGES_OF_SIIT] & CIRCUIT.edge_mask).any()
     assert (edges.any((0, 1)) == POSSIBLE).all(), "every edge is swapped at times"
-
-
-def test_a_share_of_the_samples_becomes_one_of_a_task_drawn_from_all():
-    case = build("1+2")
-    samples = jnp.tile(jnp.asarray(case.draw(8, 8, np.random.default_rng(0))[0][:1]), (DRAWS, 1))
-    drawn = np.asarray(draw_tasks(case, jnp.float32(0.6), samples, key=jax.random.key(1)))
-    assert (drawn[:, 1:] == np.asarray(samples[:, 1:])).all(), "the string stays"
-    names = [case.vocabulary[token] for token in drawn[:, 0]]
-    other = next(task for task in case.tasks if task != case.vocabulary[int(samples[0, 0])])
-    assert set(names) == set(case.tasks)
-    assert_count(names.count(other), DRAWS, 0.6 / 2)
-
-
-def test_no_sample_becomes_one_of_another_task_where_none_should_or_there_is_one_task():
-    combined, single = build("1+2"), find("paren_checker")
-    for case, p_task in ((combined, 0.0), (single, 1.0)):
-        samples = jnp.asarray(case.draw(8, 8, np.random.default_rng(0))[0])
-        drawn = draw_tasks(case, jnp.float32(p_task), samples, key=jax.random.key(1))
-        assert (np.asarray(drawn) == np.asarray(samples)).all()
 
 
 def test_before_edges_from_one_node_is_swapped_or_unused_ones_from_the_pairs_source_at_all_positions():

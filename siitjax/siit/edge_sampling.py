@@ -11,9 +11,8 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from siitjax.causal.case import Case
 from siitjax.causal.circuit import Circuit
 from siitjax.model.swaps import EdgeSwaps
 
@@ -33,23 +32,6 @@ class Kinds(Protocol):
     p_whole: Float[Array, ""]
     p_own: Float[Array, ""]
     p_positions: Float[Array, ""]
-
-
-def draw_tasks(
-    case: Case, p_task: Float[Array, ""], samples: Int[Array, "batch seq"], *, key: PRNGKeyArray
-) -> Int[Array, "batch seq"]:
-    """The samples of a combined case, each with probability p_task made one of a task drawn from all.
-
-    A swap of the task asks for its answer on another task's strings, some of which its own draws never give. Too few
-    swaps of a batch do so for training to learn it from them alone.
-    """
-    if len(case.tasks) < 2:
-        return samples
-    which, other = jax.random.split(key)
-    first_task = len(case.vocabulary) - len(case.tasks)
-    drawn = first_task + jax.random.randint(other, samples.shape[:1], 0, len(case.tasks), samples.dtype)
-    changed = jax.random.bernoulli(which, p_task, samples.shape[:1])
-    return samples.at[:, 0].set(jnp.where(changed, drawn, samples[:, 0]))
 
 
 def group_size(batch: int) -> int:

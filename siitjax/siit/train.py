@@ -25,7 +25,7 @@ from siitjax.model.forms import Form, fastest, mean_over_parts
 from siitjax.model.swaps import EdgeSwaps
 from siitjax.model.transformer import Transformer, init_transformer
 from siitjax.siit.edge_metrics import count_edges
-from siitjax.siit.edge_sampling import draw_swaps, draw_tasks
+from siitjax.siit.edge_sampling import draw_swaps
 from siitjax.siit.evaluate import evaluate
 from siitjax.siit.metrics import Metrics
 from siitjax.siit.objective import BASE, IIT, SIIT, Sampling, batch_masks, edge_term_losses, term_losses
@@ -40,7 +40,7 @@ Scalar = float | int | Float[Array, ""]
 
 PROBABILITIES = (
     *("p_circuit", "p_unused", "edges_from", "p_edge", "p_nodes", "p_edges"),
-    *("p_outside", "p_whole", "p_own", "p_positions", "p_task"),
+    *("p_outside", "p_whole", "p_own", "p_positions"),
 )
 
 
@@ -62,7 +62,6 @@ class Hyperparams(eqx.Module):
         p_whole: probability that all unused nodes, or all edges outside the circuit, are swapped, not a subset.
         p_own: probability that each sender has a source run of its own.
         p_positions: probability that senders are swapped at random positions.
-        p_task: of a combined case, the probability that a sample is made one of a task drawn from all.
         w_changed: how much more a token weighs whose label the swap changed.
 
     Raises:
@@ -88,7 +87,6 @@ class Hyperparams(eqx.Module):
     p_whole: Scalar = 0.3
     p_own: Scalar = 0.5
     p_positions: Scalar = 0.25
-    p_task: Scalar = 0.0
     w_changed: Scalar = 0.0
 
     def __post_init__(self):
@@ -189,7 +187,6 @@ class Purpose(IntEnum):
     MASKS = 4
     VALIDATION = 5
     FINAL = 6
-    TASKS = 7
 
 
 def draw_key(root: PRNGKeyArray, purpose: Purpose, step: int | Int[Array, ""] = 0) -> PRNGKeyArray:
@@ -378,11 +375,6 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
         order = jax.random.permutation(draw_key(root, purpose, epoch), len(data.train))
         return order[: steps * batch].reshape(steps, batch)
 
-    def samples(hyper, data, which, key):
-        """Samples of the training set, some of them made ones of other tasks where edges are swapped."""
-        drawn = data.train[which]
-        return draw_tasks(case, hyper.p_task, drawn, key=key) if config.sampling.swaps == "edges" else drawn
-
     def one_epoch(hyper, data, state):
         bases = batches(data, state.root, Purpose.ORDER, state.epoch)
         sources = batches(data, state.root, Purpose.SOURCES, state.epoch)
@@ -392,9 +384,7 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
             base, source, count = now
             key = draw_key(state.root, Purpose.MASKS, count)
             done = (count / (steps * config.epochs)).astype(jnp.float32)
-            tasks = jax.random.split(draw_key(state.root, Purpose.TASKS, count))
-            base, source = samples(hyper, data, base, tasks[0]), samples(hyper, data, source, tasks[1])
-            return step(hyper, learner, base, source, key, done)
+            return step(hyper, learner, data.train[base], data.train[source], key, done)
 
         (model, opt_state), losses = jax.lax.scan(body, (state.model, state.opt_state), (bases, sources, counts))
         metrics = validate(data, replace(state, model=model))

@@ -69,6 +69,7 @@ class Models(Question):
 
     case: str = flag("all", "the models: all, or a list such as 0,1+2,0+1+2+3")
     seeds: int = flag(3, "members a setting: seeds 0, 1, 2, ...", least=1, most=MOST_SEEDS)
+    first_seed: int = flag(0, "the first of the seeds", least=0)
     epochs: int = flag(60, "passes over the data at most; the learning rate reaches its end with the last", least=1)
     init_gain: float = flag(0.18, "gain of the Xavier normal initialisation; 0.18 is the original's 0.8 / sqrt(20)")
     drawn_per: DrawnPer = flag("example", "draw the nodes to swap once a batch, or for every example: batch or example")
@@ -105,7 +106,7 @@ class Models(Question):
                 Hyperparams(p_unused=self.p_unused, lr_end=self.lr_end, **edges),
                 self._start(model, rule, seed),
             )
-            for seed in range(1 if self.quick else self.seeds)
+            for seed in range(self.first_seed, self.first_seed + (1 if self.quick else self.seeds))
             for model, rule in kinds
         ]
 

@@ -41,3 +41,8 @@ def test_what_a_start_does_not_have_is_named(tmp_path: Path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"member": 0, "setting": "2, causal", "seed": 5}) + "\n")
     with pytest.raises(UserError, match=r"it has 2, causal, seed 5"):
         Models(case="1", swaps="edges", start=str(tmp_path)).members()
+
+
+def test_the_seeds_begin_where_they_are_asked_to():
+    members = Models(case="0", rules=("causal",), seeds=2, first_seed=3).members()
+    assert [member.seed for member in members] == [3, 4]

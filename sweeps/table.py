@@ -24,6 +24,7 @@ from siitjax.questions.report import Verdict
 from siitjax.siit.evaluate import evaluate
 from siitjax.siit.metrics import Shares, share, shares
 from siitjax.siit.objective import DrawnPer, Swaps
+from siitjax.siit.recipe import Recipe
 from siitjax.siit.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key
 from siitjax.sweep.engine import Member
 from siitjax.sweep.results import Results, Row
@@ -71,6 +72,7 @@ class Models(Question):
     seeds: int = flag(3, "members a setting: seeds 0, 1, 2, ...", least=1, most=MOST_SEEDS)
     first_seed: int = flag(0, "the first of the seeds", least=0)
     epochs: int = flag(60, "passes over the data at most; the learning rate reaches its end with the last", least=1)
+    batch_size: int = flag(0, "pairs a batch; 0 for 256 under swaps of nodes, and 64 under swaps of edges", least=0)
     init_gain: float = flag(0.18, "gain of the Xavier normal initialisation; 0.18 is the original's 0.8 / sqrt(20)")
     drawn_per: DrawnPer = flag("example", "draw the nodes to swap once a batch, or for every example: batch or example")
     p_unused: float = flag(0.8, "probability of each unused node in the subset that the SIIT term swaps")
@@ -96,14 +98,17 @@ class Models(Question):
             (model, rule) for model in self.models() for rule in self.rules if "+" in model or rule == "causal"
         ]
         edges_from = 0.0 if self.start else self.edges_from  # what is shipped has had its share
-        edges = {"edges_from": edges_from, "w_changed": self.w_changed} if self.swaps == "edges" else {}
+        given = {"p_unused": self.p_unused, "lr_end": self.lr_end}
+        hyper = Hyperparams(**given)
+        if self.swaps == "edges":
+            hyper = replace(Recipe.edges().hyper, **given, edges_from=edges_from, w_changed=self.w_changed)
         configs = {kind: self._config(*kind) for kind in kinds}  # one a kind: its seeds share a compilation
         return [
             Member(
                 f"{model}, {rule}",
                 seed,
                 configs[model, rule],
-                Hyperparams(p_unused=self.p_unused, lr_end=self.lr_end, **edges),
+                hyper,
                 self._start(model, rule, seed),
             )
             for seed in range(self.first_seed, self.first_seed + (1 if self.quick else self.seeds))
@@ -134,7 +139,9 @@ class Models(Question):
     def _config(self, model: str, rule: Counterfactual) -> TrainConfig:
         layout = {"width_factor": self.width_factor, "counterfactual": rule, "init_gain": self.init_gain}
         # A swap of edges is causal: under the frozen rule there are nodes alone.
-        return self.train_config(cases.build(model, **layout), swaps=self.swaps if rule == "causal" else "nodes")
+        swaps = self.swaps if rule == "causal" else "nodes"
+        size = self.batch_size or (Recipe.edges() if swaps == "edges" else Recipe()).batch_size
+        return replace(self, batch_size=size).train_config(cases.build(model, **layout), swaps=swaps)
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         causal = [row for row in rows if row["setting"].endswith("causal")]

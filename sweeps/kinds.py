@@ -1,8 +1,7 @@
 """Which kinds of swap must training draw, so that a transformer holds its circuit under all of them?"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from rich import box
 from rich.table import Table
@@ -15,7 +14,7 @@ from siitjax.questions.report import Verdict
 from siitjax.questions.statistics.paired import by_seed
 from siitjax.questions.statistics.ranks import LEAST
 from siitjax.siit.objective import DrawnPer
-from siitjax.siit.train import Hyperparams
+from siitjax.siit.recipe import Recipe
 from siitjax.sweep.engine import Member
 from siitjax.sweep.results import Results, Row
 
@@ -31,7 +30,7 @@ LEFT_OUT: Mapping[str, Mapping[str, float]] = {
     "even weights": {"w_changed": 0.0},
     "nodes alone": {"edges_from": 1.0},
 }
-"""What differs from the recipe of `siitjax.siit.train.Hyperparams` in each setting."""
+"""What differs from `siitjax.Recipe.edges()` in each setting."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,13 @@ class Kinds(Question):
     epochs: int = flag(20, "passes over the data; the learning rate reaches its end with the last", least=1)
     init_gain: float = flag(0.18, "gain of the Xavier normal initialisation, as the shipped models were made with")
     drawn_per: DrawnPer = flag("example", "draw the nodes to swap once a batch, or for every example: batch or example")
-    lr_end: float = flag(1e-5, "learning rate after the last epoch; it falls from 1e-3 to it linearly", least=0)
+    batch_size: int = flag(64, "pairs a batch", least=1)
 
     def members(self) -> Sequence[Member]:
         config = self.train_config(self.build(), swaps="edges")
         start = cases.shipped(self.case + cases.AT_NODES)
-        hyper: dict[str, Any] = {"p_unused": 0.8, "lr_end": self.lr_end, "w_changed": 1.0}
         return [
-            Member(name, seed, config, Hyperparams(**{**hyper, **without}), start)
+            Member(name, seed, config, replace(Recipe.edges().hyper, **without), start)
             for name, without in LEFT_OUT.items()
             for seed in range(self.seeds)
         ]

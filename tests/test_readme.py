@@ -54,7 +54,7 @@ def test_the_question_shown_calls_a_setting_twice_as_fast_a_difference():
 
 
 def test_the_model_shown_loads_and_holds_its_circuit():
-    (shown,) = [text for text in BLOCKS if 'cases.load("left_greater")' in text]
+    (shown,) = [text for text in BLOCKS if 'siitjax.load("left_greater")' in text]
     names = {}
     exec(compile(shown, "README.md", "exec"), names)
     assert names["labels"].shape == (5,)

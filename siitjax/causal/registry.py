@@ -1,9 +1,10 @@
 """Which cases there are: the tasks that come with siitjax, by name or number, and those that other packages bring.
 
-Entry points of the group `siitjax.cases` say where they are. The one that is called "cases" gives siitjax' own `Tasks`,
-which are numbered, and whose trained models are shipped; without it (siitjax runs from its source, uninstalled) the
-package `cases` is looked for. Every other one is a task of another package, called as its case: `mine = "mine:CASE"`.
-A task is imported when it is asked for, so that one with an error in it breaks no command about another.
+siitjax' own are numbered, and their trained models are shipped. In the source tree they are the package `cases`. What
+is installed has them as `siitjax._cases`, since a top-level `cases` might be anyone's, and finds them by the entry
+point "cases" of the group `siitjax.cases`. Every other entry point of the group is a task of another package, called as
+its case: `mine = "mine:CASE"`. A task is imported when it is asked for, so that one with an error in it breaks no
+command about another.
 
 A task that is listed nowhere is given by where it is: package.module:CASE, or path/to/file.py:CASE.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from siitjax.causal.places import at, is_place
 
 GROUP = "siitjax.cases"
 OWN = "cases"
+INSTALLED = "siitjax._cases"
 AT_NODES = "@nodes"
 """What the name of a shipped model ends in that was trained under swaps of single nodes alone."""
 
@@ -81,8 +84,17 @@ class Tasks:
 @cache
 def own_tasks() -> Tasks:
     """The tasks that come with siitjax."""
+    if _in_source_tree():
+        return import_module(OWN).TABLE
     found = [point for point in entry_points(group=GROUP) if point.name == OWN]
-    return found[0].load() if found else import_module(OWN).TABLE
+    return found[0].load() if found else import_module(INSTALLED).TABLE
+
+
+def _in_source_tree() -> bool:
+    """Whether `import cases` gives the folder that lies beside siitjax in its source tree."""
+    room = Path(__file__).parents[1]
+    found = None if (room / "_cases").exists() else find_spec(OWN)  # which imports nothing
+    return found is not None and found.origin is not None and Path(found.origin).parent == room.parent / OWN
 
 
 @cache

@@ -99,9 +99,9 @@ model = to_torch(".")  # a plain torch.nn.Module with the same weights
 In JAX:
 
 ```python
-import cases
+import siitjax
 
-trained = cases.load(".")
+trained = siitjax.load(".")
 logits, activations = trained.model(trained.case.tokens("{string}".split()))
 ```
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from siitjax.front.load import find_case as find_case
     from siitjax.front.load import load as load
     from siitjax.front.load import register as register
+    from siitjax.front.loggers import TensorBoard as TensorBoard
+    from siitjax.front.loggers import WandB as WandB
     from siitjax.front.run import Epoch as Epoch
     from siitjax.front.run import Run as Run
     from siitjax.front.train import train as train
@@ -61,6 +63,7 @@ _HOMES = {
     "causal.loss": ("CrossEntropy", "SquaredError"),
     "front.evaluate": ("Evaluation", "NodeShares", "evaluate"),
     "front.load": ("find_case", "load", "register"),
+    "front.loggers": ("TensorBoard", "WandB"),
     "front.run": ("Epoch", "Run"),
     "front.train": ("train",),
     "io.trained": ("Trained",),
@@ -90,6 +93,7 @@ __all__ = [
     "Sampling",
     "SquaredError",
     "Stop",
+    "TensorBoard",
     "Those",
     "TrainConfig",
     "Trained",
@@ -98,6 +102,7 @@ __all__ = [
     "Uniform",
     "UserError",
     "Variable",
+    "WandB",
     "combine",
     "evaluate",
     "find_case",

@@ -22,7 +22,7 @@ from tests.commands import run
 
 SMALL: dict[str, Any] = {"epochs": 2, "samples": 400, "batch_size": 64, "progress": False}
 """As in the examples, so that all train with one program."""
-ROOMS = ("siit.recipe", "front.run", "front.train", "front.load", "front.grid", "front.evaluate")
+ROOMS = ("siit.recipe", "front.run", "front.loggers", "front.train", "front.load", "front.grid", "front.evaluate")
 OWN = {"Recipe", "Run", "Evaluation", "train", "sweep", "evaluate", "load", "register", "find_case"}
 """The public names that the front door adds; the others are those of the rooms."""
 
@@ -92,6 +92,10 @@ def test_what_happens_is_told(trained, capsys):
     done = siitjax.train("left_greater", seed=1, on_epoch=heard.append, **{**SMALL, "progress": True})
     assert [(epoch.number, epoch.of) for epoch in heard] == [(1, 2), (2, 2)]
     assert [float(epoch.siia) for epoch in heard] == [*done.history["siia"]]
+    for epoch in heard:
+        numbers = {name: curve[epoch.number - 1] for name, curve in done.history.items() if name != "epoch"}
+        assert numbers == {name: x for name, x in epoch.numbers().items() if name != "seconds"}
+    assert 0 < heard[0].seconds <= heard[1].seconds < done.seconds + 1
     assert {len(curve) for curve in done.history.values()} == {2}
     said = capsys.readouterr()
     assert said.out == ""

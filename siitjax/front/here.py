@@ -13,7 +13,7 @@ from rich.console import Console
 
 from siitjax.causal.case import Case
 from siitjax.causal.validate import check_labels
-from siitjax.front.run import Epoch
+from siitjax.front.run import LOSSES, Epoch
 from siitjax.siit.train import TrainConfig
 from siitjax.sweep.engine import Engine, Member, Outcome, Row, Watcher
 from siitjax.sweep.lanes import Program, compile_program
@@ -28,12 +28,13 @@ KEPT = 16
 
 
 def train_here(
-    members: Sequence[Member], *, progress: bool = True, on_epoch: OnEpoch | None = None
+    members: Sequence[Member], *, progress: bool = True, on_epoch: OnEpoch | Sequence[OnEpoch] | None = None
 ) -> list[tuple[Outcome, Row]]:
     """Trains the members, one after another on a CPU, as lanes side by side on a GPU; what each gave, and its row.
 
     Args:
-        on_epoch: called in this thread after each epoch of each member; what it raises ends the training.
+        on_epoch: called in this thread after each epoch of each member, one after another where there are several;
+            what one raises ends the training.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed. Nothing is kept but what was compiled.
@@ -45,6 +46,7 @@ def train_here(
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         use_compilation_cache()
     shown = Progress(_console(), len(members), 0) if progress else Watcher()
+    callbacks = () if on_epoch is None else (on_epoch,) if callable(on_epoch) else on_epoch
     told, queue, errors = _Told(members, shown), Waiting(members, [*range(len(members))], {}), []
     engine = Engine(members, _compiler(queue), told.keep, _no_checkpoint, told)
 
@@ -62,8 +64,8 @@ def train_here(
         thread.start()
         try:
             for epoch in told.heard():
-                if on_epoch is not None:
-                    on_epoch(epoch)
+                for callback in callbacks:
+                    callback(epoch)
         except BaseException:
             engine.stopping.set()
             if not engine.compiling:  # which ends by itself, and trains nothing after
@@ -83,11 +85,11 @@ class _Told(Watcher):
         self.epochs: SimpleQueue[Epoch | None] = SimpleQueue()
         self.found: dict[int, tuple[Outcome, Row]] = {}
         self.started, self.compiling = shown.started, shown.compiling
-        self.finished, self.note = shown.finished, shown.note
+        self.epoch, self.finished, self.note = shown.epoch, shown.finished, shown.note
 
-    def epoch(self, index, member, epoch, seen):
-        self.shown.epoch(index, member, epoch, seen)
-        self.epochs.put(Epoch(epoch, member.config.epochs, *seen))
+    def measured(self, index, member, epoch, losses, metrics, seconds):
+        named = dict(zip(LOSSES, losses.tolist(), strict=True))
+        self.epochs.put(Epoch(epoch, member.config.epochs, named, metrics, seconds))
 
     def heard(self) -> Iterator[Epoch]:
         """The epochs, as they come, until the training has ended."""

@@ -20,7 +20,7 @@ from siitjax.siit.train import Stop
 from siitjax.sweep.engine import Outcome
 from siitjax.sweep.results import CURVES
 
-LOSSES = ("loss_base", "loss_iit", "loss_siit")
+LOSSES: tuple[str, ...] = ("loss_base", "loss_iit", "loss_siit")
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,46 @@ class Epoch:
     Attributes:
         number: epochs run.
         of: epochs at most.
-        accuracy, iia, siia: shares of tokens that are right, from 0 to 1; see `siitjax.siit.metrics.Shares`.
+        losses: the mean of "loss_base", "loss_iit" and "loss_siit", as `Run.history` has them.
+        metrics: everything that was measured, exact shares from 0 to 1.
+        seconds: wall time in s since the training began, compilation not counted.
     """
 
     number: int
     of: int
-    accuracy: Fraction
-    iia: Fraction
-    siia: Fraction
+    losses: Mapping[str, float]
+    metrics: Shares
+    seconds: float
+
+    @property
+    def accuracy(self) -> Fraction:
+        """The share of tokens that are right with nothing swapped."""
+        return self.metrics.accuracy
+
+    @property
+    def iia(self) -> Fraction:
+        """The same when one node of the circuit is swapped, mean over nodes."""
+        return self.metrics.iia
+
+    @property
+    def siia(self) -> Fraction:
+        """The same when one unused node is swapped, mean over nodes."""
+        return self.metrics.siia
+
+    def numbers(self) -> dict[str, float]:
+        """One number for each curve of `Run.history`, and "seconds"; without those that there was nothing to count for.
+
+        Example:
+            >>> import siitjax
+            >>> heard = []
+            >>> small = {"epochs": 2, "samples": 400, "batch_size": 64, "progress": False}
+            >>> run = siitjax.train("left_greater", on_epoch=heard.append, **small)
+            >>> [epoch.numbers()["siia"] for epoch in heard] == [*run.history["siia"]]
+            True
+        """
+        seen = {name: getattr(self.metrics, name) for name in CURVES}
+        shown = {name: float(share) for name, share in seen.items() if share is not None}
+        return {**self.losses, **shown, "seconds": self.seconds}
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,6 +1,6 @@
 """`siitjax.train`: a case and a seed, trained in this process."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +30,7 @@ def train(
     recipe: Recipe = DEFAULT,
     start: Start | None = None,
     progress: bool = True,
-    on_epoch: OnEpoch | None = None,
+    on_epoch: OnEpoch | Sequence[OnEpoch] | None = None,
     **settings: Any,
 ) -> Run:
     """Trains a transformer so that it computes a case's circuit, under strict interchange interventions.
@@ -49,7 +49,8 @@ def train(
         start: what it begins with in place of drawn weights: a transformer, a `Run`, what `load` gives, a shipped
             model's name ("1@nodes") or a file.
         progress: show a line with the epoch and the metrics, in place on a terminal; one every 20 s where it is piped.
-        on_epoch: called with an `Epoch` after each epoch, in this thread.
+        on_epoch: called with an `Epoch` after each epoch, in this thread; or several, called in turn, such as
+            `siitjax.TensorBoard("logs")` and `siitjax.WandB(project="siit")`. What one raises ends the training.
         **settings: choices of the recipe to change, by name: epochs=60, beta2=0.9, samples=2000, swaps="edges".
 
     Raises:

@@ -18,14 +18,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from siitjax.base.errors import UserError
 from siitjax.base.jsonl import Row
 from siitjax.causal.behaviour import behaviour
 from siitjax.model.transformer import Transformer
 from siitjax.model.weights import load_weights, state_dict, with_weights
-from siitjax.siit.metrics import Metrics, shares
+from siitjax.siit.metrics import Metrics, Shares, shares
 from siitjax.siit.train import Data, History, Hyperparams, State, Stop, TrainConfig, draw_data
 from siitjax.sweep.checkpoint import CheckpointError, Checkpoints, Occupant, Spot, quiet
 from siitjax.sweep.cores import cores
@@ -125,6 +125,18 @@ class Watcher:
 
     def epoch(self, index: int, member: Member, epoch: int, seen: Sequence[Fraction]) -> None:
         """The member has run `epoch` epochs; what was seen after the last are its accuracy, IIA and SIIA."""
+
+    def measured(
+        self,
+        index: int,
+        member: Member,
+        epoch: int,
+        losses: Float[np.ndarray, "3"],
+        metrics: Shares,
+        seconds: float,
+    ) -> None:
+        """The same, with the mean of each loss (baseline, IIT, SIIT), all metrics, and the s since the member began.
+        Nothing is told of members that train in other processes."""
 
     def finished(self, index: int, member: Member, row: Row) -> None:
         """The member stopped, and its files are written; `row` is what to keep of it."""
@@ -364,13 +376,14 @@ class _Bucket:
 
     def hear(self, batch: Batch, stops: np.ndarray, epochs: np.ndarray) -> None:
         """Tells the watcher of the epochs that were run, and frees the lanes whose member has stopped."""
-        metrics = jax.device_get(batch.state.history.metrics)
+        history = jax.device_get(batch.state.history)
         for i, lane in enumerate(self.lanes):
             if lane is None:
                 continue
             for epoch in range(lane.epoch, int(epochs[i])):
-                now = shares(metrics.at((i, epoch)))
-                self.engine.watcher.epoch(lane.index, lane.member, epoch + 1, (now.accuracy, now.iia, now.siia))
+                now, who = shares(history.metrics.at((i, epoch))), (lane.index, lane.member, epoch + 1)
+                self.engine.watcher.epoch(*who, (now.accuracy, now.iia, now.siia))
+                self.engine.watcher.measured(*who, np.asarray(history.loss[i, epoch]), now, lane.seconds)
             lane.epoch = int(epochs[i])
             if stops[i] != Stop.RUNNING:
                 self.ended.append(Ended(lane, lane.seconds, self.program.take(batch, jnp.int32(i))))

@@ -1,0 +1,74 @@
+"""What a training hands to TensorBoard and Weights & Biases, read back, is its history."""
+
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import siitjax
+from siitjax.base.errors import UserError
+from tests.test_front import SMALL
+
+
+def events(folder: Path) -> dict[str, dict[int, float]]:
+    """Each curve of an event file by its step: records of a length, its checksum, the bytes, and theirs."""
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+
+    (file,) = folder.glob("events.out.tfevents.*")
+    left, found = file.read_bytes(), {}
+    while left:
+        (length,) = struct.unpack("<Q", left[:8])
+        event = Event.FromString(left[12 : 12 + length])
+        for value in event.summary.value:
+            found.setdefault(value.tag, {})[event.step] = value.simple_value
+        left = left[16 + length :]
+    return found
+
+
+def test_tensorboard_has_the_history(tmp_path):
+    with siitjax.TensorBoard(tmp_path) as log:
+        heard: list[siitjax.Epoch] = []
+        run = siitjax.train("left_greater", seed=1, on_epoch=[log, heard.append], **SMALL)
+        found = events(tmp_path)  # before it is closed
+    assert [epoch.number for epoch in heard] == [1, 2]
+    assert set(found) == {*run.history, "seconds"} - {"epoch"}
+    for name, curve in run.history.items():
+        if name != "epoch":
+            assert [*found[name]] == [1, 2]
+            np.testing.assert_allclose([*found[name].values()], curve, rtol=1e-6)
+
+
+def test_weights_and_biases_are_told_each_epoch(monkeypatch):
+    told = []
+
+    class Told:
+        def init(self, **settings):
+            told.append(settings)
+            return self
+
+        def log(self, numbers, step):
+            told.append((step, numbers["iia"]))
+
+        def finish(self):
+            told.append("finished")
+
+    monkeypatch.setitem(sys.modules, "wandb", Told())
+    with siitjax.WandB(project="siit") as log:
+        run = siitjax.train("left_greater", seed=1, on_epoch=log, **SMALL)
+    iia = run.history["iia"]
+    assert told == [{"project": "siit"}, (1, iia[0]), (2, iia[1]), "finished"]
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "extra"),
+    [
+        ("tensorboardX", lambda: siitjax.TensorBoard("none"), "tensorboard"),
+        ("wandb", lambda: siitjax.WandB(project="none"), "wandb"),
+    ],
+)
+def test_what_is_not_installed_is_one_line(name, make, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=rf"^{name} is not installed; type: pip install 'siitjax\[{extra}\]'$"):
+        make()

@@ -40,6 +40,36 @@ def test_tensorboard_has_the_history(tmp_path):
             np.testing.assert_allclose([*found[name].values()], curve, rtol=1e-6)
 
 
+def logged(file: Path) -> list[dict[str, float]]:
+    """The rows of a run's file, whose records lie in blocks of 32 KiB, each piece behind its length and kind."""
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
+
+    data, at, whole, rows = file.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        whole, at = whole + data[at + 7 : at + 7 + length], at + 7 + length
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            record, whole = Record.FromString(whole), b""
+            if record.HasField("history"):
+                rows.append({".".join(i.nested_key) or i.key: float(i.value_json) for i in record.history.item})
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_weights_and_biases_have_the_history(tmp_path):
+    with siitjax.WandB(project="siit", mode="offline", dir=str(tmp_path)) as log:
+        run = siitjax.train("left_greater", seed=1, on_epoch=log, **SMALL)
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    rows = logged(file)
+    assert [row["_step"] for row in rows] == [1, 2]
+    for name, curve in run.history.items():
+        assert name == "epoch" or [row[name] for row in rows] == [*curve]
+
+
 def test_weights_and_biases_are_told_each_epoch(monkeypatch):
     told = []
 

@@ -2,6 +2,7 @@
 second stage; what cannot be used is one line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def task(tmp_path) -> Path:
     return tmp_path / "any_left.py"
 
 
-def test_a_task_of_ones_own_is_trained_resumed_measured_and_exported(task, tmp_path):
+def test_a_task_of_ones_own_is_trained_resumed_measured_and_exported(task, tmp_path, monkeypatch):
     out, place = tmp_path / "out", f"{task}:CASE"
     first = run("-m", "siitjax", "train", place, *SMALL, f"--out={out}")
     assert first.code == 0, first.err
@@ -54,7 +55,7 @@ def test_a_task_of_ones_own_is_trained_resumed_measured_and_exported(task, tmp_p
     lost = run("-m", "siitjax", "evaluate", str(file))
     assert lost.code == 2
     assert lost.err.count("\n") == 1
-    assert "--case=path/to/file.py:CASE" in lost.err
+    assert lost.err.endswith(f"; when it was trained, it was --case={place}\n")
     found = run("-m", "siitjax", "evaluate", str(file), f"--case={place}", "--pairs=100", "--nodes")
     assert found.code == 0, found.err
     assert "any_left: 1 layers, d_model 6, seed 0" in found.out
@@ -62,6 +63,13 @@ def test_a_task_of_ones_own_is_trained_resumed_measured_and_exported(task, tmp_p
     exported = run("-m", "siitjax", "export", str(file), str(tmp_path / "hub"), f"--case={place}")
     assert exported.code == 0, exported.err
     assert json.loads((tmp_path / "hub" / "circuit.json").read_text())
+    (shown,) = re.findall(
+        r"```python\n(import siitjax\n.*?)```", (tmp_path / "hub" / "README.md").read_text(), re.DOTALL
+    )
+    assert f'siitjax.find_case("{place}")' in shown
+    monkeypatch.chdir(tmp_path / "hub")
+    exec(shown, names := {})
+    assert names["trained"].case.name == "any_left"
 
 
 def test_the_second_stage_goes_on_from_each_seeds_own_weights_in_a_folder_beside(tmp_path, monkeypatch, capsys):

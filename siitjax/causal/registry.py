@@ -104,6 +104,8 @@ def _others() -> Mapping[str, EntryPoint]:
 
 
 _registered: dict[str, Case] = {}
+_found_at: dict[str, str] = {}
+"""Where cases were found that were given by where they are, by name."""
 
 
 def register(case: Case) -> None:
@@ -129,6 +131,7 @@ def find(name: str) -> Case:
     own, others = own_tasks(), _others()
     if is_place(name):
         register(case := at(name))
+        _found_at[case.name] = name
         return case
     if name.isdecimal() and int(name) < len(own.names):
         name = own.names[int(name)]
@@ -142,6 +145,14 @@ def find(name: str) -> Case:
         said = f'a case called "{case.name}"' if isinstance(case, Case) else "no case"
         raise UserError(f'the entry point "{name}" of {GROUP} gives {said}; it must give the case of that name')
     return case
+
+
+def places(names: str) -> dict[str, str]:
+    """Where the cases that `names` lists are, as `find` takes it, by name; of those that lie outside siitjax and were
+    found by where they are or by an entry point."""
+    listed = [name.split("#")[0] for name in names.split("+")]
+    known = {name: point.value for name, point in _others().items()} | _found_at
+    return {name: known[name] for name in listed if name in known and name not in own_tasks().names}
 
 
 def short_name(names: str) -> str:

@@ -55,7 +55,7 @@ def write_folder(out: Path, trained: Trained, metrics: Shares | None = None) -> 
         "circuit.json": _json(ground_truth(case, None if edges is None else _by_edge(case, edges))),
         "vocab.json": _json({token: i for i, token in enumerate(case.vocabulary)}),
         "metrics.json": _json({**measured, **about}),
-        "README.md": card(case, metrics, member, n_weights, example),
+        "README.md": card(case, metrics, member, n_weights, example, about.get("places", {})),
     }
     with new_folder(out) as folder:
         save_weights(folder / MODEL_FILE, model, {**about, **measured})

@@ -101,7 +101,7 @@ In JAX:
 ```python
 import siitjax
 
-trained = siitjax.load(".")
+{places}trained = siitjax.load(".")
 logits, activations = trained.model(trained.case.tokens("{string}".split()))
 ```
 
@@ -120,6 +120,7 @@ def card(
     member: Mapping[str, Any],
     n_weights: int,
     example: tuple[str, ...],
+    places: Mapping[str, str],
 ) -> str:
     """The card's text.
 
@@ -128,6 +129,7 @@ def card(
         member: what is known of the training, as `Member.describe` gives it; it may be empty.
         n_weights: how many numbers the transformer has.
         example: a sample, spelled as the case's tokens.
+        places: where the cases are that are not siitjax' own, by name.
     """
     config = case.config
     sizes = (
@@ -154,6 +156,10 @@ def card(
         example=" ".join(example),
         string=" ".join(token for token in example if token != "BOS"),
         training=_training(member),
+        places="".join(
+            f'siitjax.find_case("{place}")  # {name} comes from there, not with siitjax\n'
+            for name, place in places.items()
+        ),
     )
 
 

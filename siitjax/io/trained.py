@@ -83,7 +83,12 @@ def read_trained(path: Path, case_of: Callable[[dict[str, Any]], Case]) -> Train
     if "member" not in about:
         raise UserError(f"{file} does not say what it was trained on; only a sweep's members and shipped models do")
     metrics = about.pop("metrics", None)
-    case = case_of(about["member"]["case"])
+    try:
+        case = case_of(about["member"]["case"])
+    except UserError as error:
+        if not (said := about.get("places")):
+            raise
+        raise UserError(f"{error}; when it was trained, it was --case={', --case='.join(said.values())}") from None
     _check_described(file, case, about, case.describe())
     if "behaviour" in about["member"]:  # older versions did not write it down
         _check_behaviour(file, case, about)

@@ -30,6 +30,7 @@ from siitjax.base.jsonl import Row, RowsFile, TornError
 from siitjax.base.versions import machine, versions
 from siitjax.causal.behaviour import behaviour, change
 from siitjax.causal.case import Case
+from siitjax.causal.registry import places
 from siitjax.model.weights import save_weights
 from siitjax.siit.edge_metrics import rows
 from siitjax.siit.metrics import NAMES, shares
@@ -309,7 +310,8 @@ def about_member(member: dict[str, Any], case: Case) -> dict[str, Any]:
     Args:
         member: as `Member.describe` gives it.
     """
-    return {"member": member, "samples": [*behaviour(case).samples], "versions": versions()}
+    about = {"member": member, "samples": [*behaviour(case).samples], "versions": versions()}
+    return {**about, "places": found} if (found := places(case.name)) else about
 
 
 def row_of(index: int, member: Member, outcome: Outcome) -> Row:

@@ -58,6 +58,7 @@ class Model:
 
     @property
     def share(self) -> float:
+        """Of the live neurons, the share that matters to two tasks or more; 0 where none is live."""
         return self.shared / max(self.live, 1)
 
     @property
@@ -73,6 +74,7 @@ class Model:
 
     @property
     def is_polysemantic(self) -> bool:
+        """Whether that share is above a tenth, and above the interval of what chance gives."""
         return self.share > max(LEAST, self.control_high or 0.0)
 
 

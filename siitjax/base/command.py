@@ -137,7 +137,12 @@ def _flags(command: type[Command]) -> list[Field]:
 
 
 def parse(command: type[Command], argv: Sequence[str]) -> Command:
-    """What the command line asks for. Prints the help and exits where that is asked for."""
+    """What the command line asks for. Prints the help and exits where that is asked for.
+
+    Raises:
+        UserError: an argument is missing or one too many, or a value cannot be read.
+        absl.flags.Error: there is no such flag, or its value is of another kind.
+    """
     values = flags.FlagValues()
     flags.DEFINE_boolean("help", False, "show this text", flag_values=values, short_name="h")
     readers = {f.name: _define(f, values) for f in _flags(command)}

@@ -84,6 +84,7 @@ class Lock:
     descriptor: int
 
     def release(self) -> None:
+        """Lets go of the lock, and takes its file away."""
         self.path.unlink(missing_ok=True)
         os.close(self.descriptor)
 

@@ -54,6 +54,7 @@ class Setup:
 
     @property
     def config(self) -> TrainConfig:
+        """What is timed, as training takes it."""
         case = registry.build(self.case)
         samples = SAMPLES * max(len(case.tasks), 1)
         how = Sampling(swaps=self.swaps, drawn_per="example" if self.swaps == "edges" else "batch")
@@ -156,7 +157,11 @@ class Crew:
             process.communicate()
 
     def ask(self, what: str, *arguments: Any) -> list[Any]:
-        """What each station gives for a method of it; all run it at once."""
+        """What each station gives for a method of it; all run it at once.
+
+        Raises:
+            UserError: one of the processes has ended.
+        """
         for process in self.processes:
             assert process.stdin is not None
             process.stdin.write(json.dumps([what, *arguments]) + "\n")

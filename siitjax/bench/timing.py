@@ -52,6 +52,7 @@ class Timed:
         return self.compiled_step(self.states)
 
     def evaluation(self) -> Any:
+        """Runs the evaluation once; gives its metrics, which may still be computing."""
         return self.compiled_evaluation(self.states)
 
 

@@ -102,6 +102,7 @@ class Peer:
         self.hooks = {node.hook.split("[")[0] for node in self.nodes if node.layer is not None}
 
     def step(self) -> None:
+        """Trains on one batch, as `siitjax.siit.train.make_step` does."""
         base, source, labels = self.batch
         with torch.no_grad():
             _, cache = self.model.run_with_cache(source, names_filter=lambda name: name in self.hooks)

@@ -78,7 +78,7 @@ def behaviour(case: Case) -> Behaviour:
     """What the case draws and computes.
 
     Raises:
-        ValueError: it cannot draw.
+        UserError: it cannot draw.
     """
     n = SAMPLES * max(len(case.tasks), 1)
     train, validation = case.draw(4 * n, n, np.random.default_rng(0))

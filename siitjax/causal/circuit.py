@@ -42,6 +42,11 @@ class Variable:
         reads: the variables that `compute` takes, in order; "tokens" is the input.
         compute: a pure jax function of those variables' values, each (seq, ...), that returns (seq, ...).
         node: where it lives; None for plumbing that no node holds and that is always recomputed.
+
+    Example:
+        >>> from siitjax.model.nodes import mlp
+        >>> Variable("is_two", ("tokens",), lambda tokens: tokens == 2, mlp(0)).value(jnp.array([1, 2])).tolist()
+        [False, True]
     """
 
     name: str
@@ -77,6 +82,8 @@ class Circuit:
     """Variables on the nodes of a transformer. The last variable declared is the label of each token.
 
     Attributes:
+        variables: in any order but for the last.
+        nodes: those of the transformer.
         counterfactual: "causal", or "frozen": every placed variable that is not swapped keeps the base run's value,
             so that a swap changes only what no node holds. That is the rule of the original's combined models (Anders
             & Garriga-Alonso 2024, in their code); it is here to measure what it does.
@@ -92,6 +99,13 @@ class Circuit:
     Raises:
         UserError: a name is declared twice or read without being declared, the variables read each other in a
             circle, a node does not exist, or a variable's node does not come after the nodes it reads from.
+
+    Example:
+        >>> import siitjax
+        >>> case = siitjax.find_case("left_greater")
+        >>> labels, values = case.circuit(jnp.asarray(case.tokens("(()")))
+        >>> labels.tolist(), len(values)
+        ([0, 1, 1, 1], 3)
     """
 
     variables: tuple[Variable, ...]

@@ -54,6 +54,7 @@ def combine(
     """One case of several; the same case twice stands for two copies of it, on tokens of their own.
 
     Args:
+        cases: one or more, in the order of their tasks.
         width_factor: d_model in the largest of the parts', rounded up to whole heads; None for as much as the heads
             need, and a d_model of 32 at least.
         d_head: width of a head; None for the largest of the parts'.
@@ -65,6 +66,12 @@ def combine(
 
     Raises:
         UserError: there are no cases, their losses differ, a token of one names a task, or a layer has too few heads.
+
+    Example:
+        >>> import siitjax
+        >>> both = siitjax.combine([siitjax.find_case("left_greater"), siitjax.find_case("paren_checker")])
+        >>> both.name, both.tasks, both.n_layers
+        ('left_greater+paren_checker', ('left_greater:', 'paren_checker:'), 4)
     """
     if not cases:
         raise UserError("no cases were given to combine; name one or more")

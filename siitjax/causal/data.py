@@ -40,7 +40,17 @@ TRIES = 400
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every string over `tokens`."""
+    """Every string over `tokens`, each equally likely.
+
+    Attributes:
+        tokens: their indices in the vocabulary.
+
+    Example:
+        >>> Uniform((2, 3))(np.random.default_rng(0), 4, 3).shape
+        (4, 3)
+        >>> Uniform((2, 3)).every(2, limit=10).tolist()
+        [[2, 2], [2, 3], [3, 2], [3, 3]]
+    """
 
     tokens: tuple[int, ...]
 
@@ -48,6 +58,7 @@ class Uniform:
         return rng.choice(np.asarray(self.tokens, np.int32), (n, length))
 
     def every(self, length: int, limit: int) -> Strings | None:
+        """Every string of that length, or None where there are more than `limit`."""
         tokens = np.unique(np.asarray(self.tokens, np.int32))
         if len(tokens) ** length > limit:
             return None
@@ -56,7 +67,16 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Arrangements:
-    """Every order of `count` times the token `first` and otherwise `second`."""
+    """Every order of `count` times the token `first` and otherwise `second`, each equally likely.
+
+    Attributes:
+        first, second: indices in the vocabulary.
+        count: how many are `first`; in a string that is shorter, all.
+
+    Example:
+        >>> Arrangements(2, 3, 1).every(3, limit=10).tolist()
+        [[2, 3, 3], [3, 2, 3], [3, 3, 2]]
+    """
 
     first: int
     second: int
@@ -67,6 +87,7 @@ class Arrangements:
         return rng.permuted(np.tile(ordered, (n, 1)), axis=1)
 
     def every(self, length: int, limit: int) -> Strings | None:
+        """Every string of that length, or None where there are more than `limit`."""
         count = min(self.count, length)
         if comb(length, count) > limit:
             return None
@@ -78,7 +99,20 @@ class Arrangements:
 
 @dataclass(frozen=True)
 class Those:
-    """The strings of `stratum` for which `keep` is true, by rejection."""
+    """The strings of `stratum` for which `keep` is true, by rejection.
+
+    Attributes:
+        stratum: what draws them.
+        keep: takes (string, token), and says of each string whether it is kept.
+
+    Raises (when it is called):
+        UserError: too few of the strings drawn are kept.
+
+    Example:
+        >>> twos = Those(Uniform((2, 3)), lambda strings: strings[:, 0] == 2)
+        >>> twos.every(2, limit=10).tolist()
+        [[2, 2], [2, 3]]
+    """
 
     stratum: Stratum
     keep: Callable[[Strings], Bool[np.ndarray, " string"]]
@@ -96,6 +130,7 @@ class Those:
         )
 
     def every(self, length: int, limit: int) -> Strings | None:
+        """Every string of that length that is kept; None where the stratum has more than `limit`."""
         strings = every_string((self.stratum,), length, limit)
         return None if strings is None else strings[self.keep(strings)]
 

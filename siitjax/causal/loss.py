@@ -42,23 +42,28 @@ class CrossEntropy:
 
     @property
     def takes(self) -> str:
+        """The kinds of NumPy dtype that labels may have: whole numbers."""
         return "iu"
 
     def label_shape(self, n_outputs: int) -> tuple[int, ...]:
+        """The shape of a token's label: one number."""
         return ()
 
     def per_token(
         self, outputs: Float[Array, "*batch seq out"], labels: Int[Array, "*batch seq"]
     ) -> Float[Array, "*batch seq"]:
+        """The loss of each token, in nats."""
         return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
 
     def correct(
         self, outputs: Float[Array, "*batch seq out"], labels: Int[Array, "*batch seq"]
     ) -> Bool[Array, "*batch seq"]:
+        """Whether the class with the largest logit is the label; False where a logit is nan."""
         # The largest of nans would be class 0.
         return (jnp.argmax(outputs, -1) == labels) & ~jnp.isnan(outputs).any(-1)
 
     def same(self, labels: Int[Array, "*batch seq"], others: Int[Array, "*batch seq"]) -> Bool[Array, "*batch seq"]:
+        """Whether two labels of a token are equal."""
         return labels == others
 
 
@@ -68,6 +73,9 @@ class SquaredError:
 
     Attributes:
         tolerance: how far each number may be off in a token that counts as right, in the label's own unit.
+
+    Raises:
+        UserError: the tolerance is negative or not finite.
     """
 
     tolerance: float = 0.05
@@ -78,22 +86,27 @@ class SquaredError:
 
     @property
     def takes(self) -> str:
+        """The kinds of NumPy dtype that labels may have: floats."""
         return "f"
 
     def label_shape(self, n_outputs: int) -> tuple[int, ...]:
+        """The shape of a token's label: as many numbers as outputs."""
         return (n_outputs,)
 
     def per_token(
         self, outputs: Float[Array, "*batch seq out"], labels: Float[Array, "*batch seq out"]
     ) -> Float[Array, "*batch seq"]:
+        """The mean squared error of each token, in the square of the label's unit."""
         return jnp.square(outputs - labels).mean(-1)
 
     def correct(
         self, outputs: Float[Array, "*batch seq out"], labels: Float[Array, "*batch seq out"]
     ) -> Bool[Array, "*batch seq"]:
+        """Whether every number of a token is within the tolerance of its label."""
         return (jnp.abs(outputs - labels) <= self.tolerance).all(-1)
 
     def same(
         self, labels: Float[Array, "*batch seq out"], others: Float[Array, "*batch seq out"]
     ) -> Bool[Array, "*batch seq"]:
+        """Whether two labels of a token are equal in every number."""
         return (labels == others).all(-1)

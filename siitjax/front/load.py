@@ -64,6 +64,9 @@ def register(case: Case) -> Case:
 
     A package makes its cases known to every process with an entry point of the group `siitjax.cases`.
 
+    Args:
+        case: the same case again is no error.
+
     Raises:
         UserError: another case has that name.
 

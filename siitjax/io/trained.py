@@ -35,6 +35,7 @@ class Trained:
 
     Attributes:
         case: the task that it was trained on, with its circuit.
+        model: the transformer.
         metrics: as measured when it was saved; None where nothing was.
         about: its member (hyperparameters, training, seed), the versions that trained it, samples on which the case
             was computed, and on what the metrics were measured; as JSON has it.

@@ -24,7 +24,14 @@ from siitjax.base.errors import UserError
 class Node:
     """One node, or the logits, which read and send nothing.
 
-    `layer` and `head` are None where they mean nothing: the embedding and the logits have neither, an MLP no head.
+    Attributes:
+        layer: from 0; None for the embedding and the logits.
+        head: from 0; None for what is no head.
+        is_logits: whether it stands for the logits.
+
+    Example:
+        >>> str(head(0, 3)), head(0, 3).hook, Node.parse("MLP1") == mlp(1)
+        ('L0H3', 'blocks.0.attn.hook_z[3]', True)
     """
 
     layer: int | None = None
@@ -132,6 +139,7 @@ class NodeList:
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
+        """The nodes in mask order: the embedding, then each layer's heads and its MLP."""
         layers = range(self.n_layers)
         blocks = [[*(head(i, j) for j in range(self.n_heads)), *([mlp(i)] if self.has_mlp else [])] for i in layers]
         return (EMBED, *(node for block in blocks for node in block))

@@ -70,10 +70,12 @@ class TransformerConfig:
 
     @property
     def n_heads(self) -> int:
+        """Attention heads a layer."""
         return self.d_model // self.d_head
 
     @property
     def mlp_width(self) -> int:
+        """Neurons an MLP."""
         return 4 * self.d_model if self.d_mlp is None else self.d_mlp
 
     @cached_property
@@ -103,6 +105,8 @@ Resume = tuple[int, Float[Array, "seq d_model"]]
 
 
 class LayerNorm(eqx.Module):
+    """Layer normalisation with a gain and a bias, over `d_model`; its epsilon is `LN_EPS`."""
+
     w: Float[Array, " d_model"]
     b: Float[Array, " d_model"]
 
@@ -112,14 +116,20 @@ class LayerNorm(eqx.Module):
 
 
 class Embed(eqx.Module):
+    """What each token of the vocabulary adds to the residual stream."""
+
     W_E: Float[Array, "vocab d_model"]
 
 
 class PosEmbed(eqx.Module):
+    """What each position adds to the residual stream."""
+
     W_pos: Float[Array, "n_ctx d_model"]
 
 
 class Unembed(eqx.Module):
+    """The linear map from the residual stream to the outputs."""
+
     W_U: Float[Array, "d_model vocab_out"]
     b_U: Float[Array, " vocab_out"]
 
@@ -141,6 +151,8 @@ def plain_attention(
 
 
 class Attention(eqx.Module):
+    """The heads of a layer; a head's `z` is where it is swapped."""
+
     W_Q: Float[Array, "head d_model d_head"]
     W_K: Float[Array, "head d_model d_head"]
     W_V: Float[Array, "head d_model d_head"]
@@ -159,10 +171,13 @@ class Attention(eqx.Module):
         return plain_attention(q, k, v)
 
     def out(self, z: Float[Array, "seq head d_head"]) -> Float[Array, "seq d_model"]:
+        """What the heads together write to the residual stream."""
         return jnp.einsum("shd,hdm->sm", z, self.W_O) + self.b_O[None]
 
 
 class MLP(eqx.Module):
+    """The MLP of a layer; its `post`, the activations of its neurons, is where it is swapped."""
+
     W_in: Float[Array, "d_model d_mlp"]
     b_in: Float[Array, " d_mlp"]
     W_out: Float[Array, "d_mlp d_model"]
@@ -174,10 +189,13 @@ class MLP(eqx.Module):
         return ACTIVATION_FUNCTIONS[self.act_fn](x @ self.W_in + self.b_in[None])
 
     def out(self, post: Float[Array, "seq d_mlp"]) -> Float[Array, "seq d_model"]:
+        """What the MLP writes to the residual stream."""
         return post @ self.W_out + self.b_out[None]
 
 
 class Block(eqx.Module):
+    """One layer: attention and then the MLP, each on the normalised residual stream where there is a LayerNorm."""
+
     ln1: LayerNorm | None
     attn: Attention
     ln2: LayerNorm | None
@@ -185,6 +203,32 @@ class Block(eqx.Module):
 
 
 class Transformer(eqx.Module):
+    """The low-level model: a causal transformer whose nodes and edges can be swapped for those of another run.
+
+    Called with the tokens of one sample it gives logits and activations; `jax.vmap` makes a batch of it. Weights have
+    the names and shapes of TransformerLens' HookedTransformer, the source of the architecture.
+
+    Attributes:
+        embed, pos_embed: what tokens and positions add to the residual stream.
+        blocks: one a layer.
+        unembed: the map from the residual stream to the outputs.
+        ln_final: the LayerNorm before the outputs; None where the config has none.
+        config: its shape.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, siitjax
+        >>> config = siitjax.TransformerConfig(n_layers=1, d_model=8, d_head=4, d_vocab=5, d_vocab_out=2, n_ctx=6)
+        >>> model = init_transformer(config, key=jax.random.key(0))
+        >>> logits, activations = model(jnp.array([0, 2, 3]))
+        >>> logits.shape, activations.z.shape, activations.post.shape
+        ((3, 2), (1, 3, 2, 4), (1, 3, 32))
+        >>> other = jax.tree.map(jnp.zeros_like, activations)
+        >>> mask = jnp.asarray(config.nodes.mask([siitjax.mlp(0)]))
+        >>> swapped, _ = model(jnp.array([0, 2, 3]), (mask, other))
+        >>> bool((swapped == logits).all())
+        False
+    """
+
     embed: Embed
     pos_embed: PosEmbed
     blocks: tuple[Block, ...]
@@ -261,7 +305,11 @@ class Transformer(eqx.Module):
         check_source(vars(source), needed)
 
     def writes(self, activations: Activations) -> Float[Array, "sender seq d_model"]:
-        """What each node added to the residual stream in a run, biases apart."""
+        """What each node added to the residual stream in a run, biases apart.
+
+        Raises:
+            UserError: the activations lack the embedding's or the heads'.
+        """
         if activations.embed is None or activations.z is None:
             raise UserError("a swap of edges takes a source run with all its sites; embed or z is None")
         written = [activations.embed[None]]

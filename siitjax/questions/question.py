@@ -65,6 +65,7 @@ class Sweep(Command):
 
     @property
     def folder(self) -> Path:
+        """The results folder: --out, or one that is named by the question and what it is about."""
         return Path(self.out) if self.out else Path("results") / f"{type(self).__name__.lower()}-{self.about}"
 
     @abstractmethod

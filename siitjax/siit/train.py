@@ -53,9 +53,8 @@ class Hyperparams(eqx.Module):
         clip: largest global norm of a gradient.
         w_base, w_iit, w_siit: weights of the three loss terms.
         p_circuit, p_unused: probability of a node in a random subset of the circuit's, of the unused nodes.
-
-    What follows is of `Sampling(swaps="edges")` alone:
-        edges_from: the share of the run in which single nodes are swapped, before every kind is.
+        edges_from: this and what follows are of `Sampling(swaps="edges")` alone. The share of the run in
+            which single nodes are swapped, before every kind is.
         p_edge, p_nodes, p_edges: probability that the IIT term swaps one edge of the circuit, a random subset of its
             nodes, one of its edges; what is left to 1 is that of one node.
         p_outside: probability that the IIT term swaps edges outside the circuit too.
@@ -66,6 +65,13 @@ class Hyperparams(eqx.Module):
 
     Raises:
         UserError: a number is out of its range (traced values are not checked).
+
+    Example:
+        >>> Hyperparams(lr_start=2e-3).clip
+        1.0
+        >>> Hyperparams(beta2=1.0)
+        Traceback (most recent call last):
+        siitjax.base.errors.UserError: beta2 is 1.0; it must be at least 0 and less than 1
     """
 
     lr_start: Scalar = 1e-3
@@ -132,6 +138,12 @@ class TrainConfig:
     Raises:
         UserError: a number is not positive, `updates` or `matmul_precision` is unknown, or a batch is larger than the
             training set.
+
+    Example:
+        >>> import siitjax
+        >>> config = TrainConfig(siitjax.find_case("left_greater"), samples=1_000, batch_size=64)
+        >>> config.n_train, config.steps_per_epoch
+        (800, 12)
     """
 
     case: Case
@@ -158,10 +170,12 @@ class TrainConfig:
 
     @property
     def n_train(self) -> int:
+        """Samples to train on: four fifths."""
         return round(self.samples * 0.8)
 
     @property
     def steps_per_epoch(self) -> int:
+        """Whole batches that the training set holds."""
         return self.n_train // self.batch_size
 
 
@@ -234,16 +248,22 @@ class State(eqx.Module):
 
 @runtime_checkable
 class Init(Protocol):
+    """Makes a member of its hyperparameters and root key: drawn weights, epoch 0."""
+
     def __call__(self, hyper: Hyperparams, root: PRNGKeyArray) -> State: ...
 
 
 @runtime_checkable
 class Advance(Protocol):
+    """Trains a member until `until` epochs are done, or it stops."""
+
     def __call__(self, hyper: Hyperparams, data: Data, state: State, until: Int[Array, ""] | int) -> State: ...
 
 
 @runtime_checkable
 class Measure(Protocol):
+    """Counts what a member answers right on validation pairs."""
+
     def __call__(self, data: Data, state: State) -> Metrics: ...
 
 
@@ -287,6 +307,8 @@ def optimizer(hyper: Hyperparams, n_updates: int) -> optax.GradientTransformatio
 
 @runtime_checkable
 class Step(Protocol):
+    """Trains on one batch; gives the learner after it, and the three loss terms before it."""
+
     def __call__(
         self,
         hyper: Hyperparams,

@@ -92,6 +92,7 @@ class Member:
         return with_weights(drawn, state_dict(load_weights(self.start)))
 
     def hyperparams(self) -> dict[str, float]:
+        """Its `Hyperparams` by name, as plain numbers."""
         return {name: float(value) for name, value in asdict(self.hyper).items()}
 
 

@@ -177,7 +177,12 @@ class Results:
         return self.folder / "members" / f"{row['member']:04d}.safetensors"
 
     def curves(self, row: Row) -> dict[str, list[float]]:
-        """The curves of the member that `row` describes, one value an epoch."""
+        """The curves of the member that `row` describes, one value an epoch.
+
+        Raises:
+            ValueError: the file is cut short, or a value is no number.
+            OSError, KeyError: the file, or a curve in it, is missing.
+        """
         text = (self.folder / "members" / f"{row['member']:04d}.csv").read_text()
         if not text.endswith("\n"):
             raise ValueError("its last line is cut short")
@@ -195,7 +200,11 @@ class Results:
 
     @contextmanager
     def usable(self) -> Iterator[None]:
-        """Turns what the disk refuses meanwhile into one line for the user."""
+        """Turns what the disk refuses meanwhile into one line for the user.
+
+        Raises:
+            ResultsError: the disk refused something.
+        """
         try:
             yield
         except OSError as error:

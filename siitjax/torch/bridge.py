@@ -19,7 +19,7 @@ def to_bridge(source: Source, *, device: str = "cpu") -> TransformerBridge:
     over sqrt(d_head), an unembedding with a bias. Its hooks go by HookedTransformer's names too, with the same shapes.
 
     Raises:
-        ValueError: it is no model.
+        UserError: it is no model.
     """
     model = transformer(source)
     bridge = TransformerBridge.boot_native(TransformerBridgeConfig(**lens_config(model.config), device=device))

@@ -87,7 +87,7 @@ def tokenizer(case: Case) -> CaseTokenizer:
     `hooked.set_tokenizer(tokenizer(case))`, or `bridge.tokenizer = tokenizer(case)`.
 
     Raises (when it is called):
-        ValueError: a word is not a token, the task is not named, or BOS is missing, or there twice.
+        UserError: a word is not a token, the task is not named, or BOS is missing, or there twice.
     """
     return CaseTokenizer(case)
 
@@ -146,7 +146,7 @@ def interchanges(
         seed: decides the pairs and the nodes.
 
     Raises:
-        ValueError: the transformer has no such node, or the batch size is not positive.
+        UserError: the transformer has no such node, or the batch size is not positive.
     """
     circuit = dataset.case.circuit
     if batch_size < 1:

@@ -20,7 +20,7 @@ def to_hooked_transformer(source: Source, *, device: str = "cpu") -> HookedTrans
     """The HookedTransformer of a transformer, a model's folder, or a shipped model's name.
 
     Raises:
-        ValueError: it is no model.
+        UserError: it is no model.
     """
     return load_into(HookedTransformer, source, device)
 
@@ -42,7 +42,7 @@ def from_hooked_transformer(hooked: HookedTransformer) -> Transformer:
     """The HookedTransformer as one of ours, its weights in float32.
 
     Raises:
-        ValueError: it does something that ours does not; all of it is named.
+        UserError: it does something that ours does not; all of it is named.
     """
     config = from_lens_config(vars(hooked.cfg), "this HookedTransformer")
     weights = {name: weight.detach().float().cpu().numpy() for name, weight in hooked.state_dict().items()}

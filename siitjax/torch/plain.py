@@ -19,7 +19,7 @@ def to_torch(source: Source) -> "TorchTransformer":
     """The plain module of a transformer, a model's folder, or a shipped model's name.
 
     Raises:
-        ValueError: it is no model.
+        UserError: it is no model.
     """
     model = transformer(source)
     module = TorchTransformer(model.config)
@@ -32,33 +32,44 @@ def _zeros(*shape: int) -> nn.Parameter:
 
 
 class LayerNorm(nn.Module):
+    """As `siitjax.model.transformer.LayerNorm`, over a batch."""
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.w, self.b = _zeros(config.d_model), _zeros(config.d_model)
 
     def forward(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
+        """The normalised activations."""
         return functional.layer_norm(x, self.w.shape, self.w, self.b, LN_EPS)
 
 
 class Embed(nn.Module):
+    """As `siitjax.model.transformer.Embed`."""
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.W_E = _zeros(config.d_vocab, config.d_model)
 
 
 class PosEmbed(nn.Module):
+    """As `siitjax.model.transformer.PosEmbed`."""
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.W_pos = _zeros(config.n_ctx, config.d_model)
 
 
 class Unembed(nn.Module):
+    """As `siitjax.model.transformer.Unembed`."""
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.W_U, self.b_U = _zeros(config.d_model, config.d_vocab_out), _zeros(config.d_vocab_out)
 
 
 class Attention(nn.Module):
+    """As `siitjax.model.transformer.Attention`, over a batch."""
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         heads, d_model, d_head = config.n_heads, config.d_model, config.d_head
@@ -67,6 +78,7 @@ class Attention(nn.Module):
         self.W_O, self.b_O = _zeros(heads, d_head, d_model), _zeros(d_model)
 
     def z(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq head d_head"]:
+        """What each head reads from where it looks, before W_O."""
         q, k, v = (
             torch.einsum("bsm,hmd->bhsd", x, w) + b[:, None]
             for w, b in ((self.W_Q, self.b_Q), (self.W_K, self.b_K), (self.W_V, self.b_V))
@@ -74,10 +86,13 @@ class Attention(nn.Module):
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
     def out(self, z: Float[Tensor, "batch seq head d_head"]) -> Float[Tensor, "batch seq d_model"]:
+        """What the heads together write to the residual stream."""
         return torch.einsum("bshd,hdm->bsm", z, self.W_O) + self.b_O
 
 
 class MLP(nn.Module):
+    """As `siitjax.model.transformer.MLP`, over a batch."""
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.W_in, self.b_in = _zeros(config.d_model, config.mlp_width), _zeros(config.mlp_width)
@@ -85,13 +100,17 @@ class MLP(nn.Module):
         self.act_fn = ACTIVATION_FUNCTIONS[config.act_fn]
 
     def post(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_mlp"]:
+        """The activations of the neurons."""
         return self.act_fn(x @ self.W_in + self.b_in)
 
     def out(self, post: Float[Tensor, "batch seq d_mlp"]) -> Float[Tensor, "batch seq d_model"]:
+        """What the MLP writes to the residual stream."""
         return post @ self.W_out + self.b_out
 
 
 class Block(nn.Module):
+    """As `siitjax.model.transformer.Block`; where a part is missing, an identity or None is in its place."""
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.ln1 = LayerNorm(config) if config.layer_norm else nn.Identity()
@@ -108,7 +127,7 @@ class TorchTransformer(nn.Module):
     and the activations of a source run: the nodes take their values from it, and what comes later is computed again.
 
     Raises (when it is called):
-        ValueError: the transformer has no such node, or the source's run is of another shape than the base's.
+        UserError: the transformer has no such node, or the source's run is of another shape than the base's.
     """
 
     def __init__(self, config: TransformerConfig):
@@ -123,6 +142,7 @@ class TorchTransformer(nn.Module):
         tokens: Int[Tensor, "batch seq"],
         swap: tuple[Sequence[Node], Mapping[str, Tensor]] | None = None,
     ) -> tuple[Float[Tensor, "batch seq out"], dict[str, Tensor]]:
+        """Logits, and the activations after the swap by their sites' names."""
         nodes, source = swap or ((), {})
         self.config.nodes.mask(nodes)  # says which nodes there are, where one of these is not
         held: dict[str, Tensor] = {}

@@ -50,6 +50,7 @@ class Published(Case):
     """A case of several tasks whose first token, whatever it means elsewhere, names the task and is not counted."""
 
     def token_mask(self, tokens: Int[Array, "*batch seq"]) -> Bool[Array, "*batch seq"]:
+        """Every token but the first and padding counts."""
         return (tokens != PAD).at[..., 0].set(False)
 
 
@@ -60,7 +61,7 @@ def read_published(folder: Path | str, counterfactual: Counterfactual = "frozen"
         counterfactual: of several tasks, what a swap changes: "frozen" as they were trained, or "causal".
 
     Raises:
-        ValueError: the folder is not such a model, or its tasks are not among ours.
+        UserError: the folder is not such a model, or its tasks are not among ours.
     """
     folder = Path(folder)
     if not (folder / MODEL_FILE).is_file():

@@ -45,7 +45,7 @@ class SAETraining:
         seed: decides the samples, the SAE's first weights and the order of the activations.
 
     Raises:
-        ValueError: a number is not positive.
+        UserError: a number is not positive.
     """
 
     steps: int = 500
@@ -99,7 +99,7 @@ def saelens_runner(
         out: folder to save to, in SAELens' format; None to save nothing.
 
     Raises:
-        ValueError: the transformer has no such site, is of another case, the SAE is for another width, or `out` exists.
+        UserError: the transformer has no such site, is of another case, the SAE is for another width, or `out` exists.
     """
     training = training or SAETraining()
     model = transformer(source)
@@ -168,7 +168,7 @@ def to_sae_transformer(source: Source, *, device: str = "cpu") -> HookedSAETrans
     What `train_sae` saved is attached to it: `run_with_saes(tokens, saes=[SAE.load_from_disk(out)])`.
 
     Raises:
-        ValueError: it is no model.
+        UserError: it is no model.
     """
     return load_into(HookedSAETransformer, source, device)
 

@@ -26,12 +26,14 @@ class Dictionary(eqx.Module):
     k: Float[Array, ""]
 
     def encode(self, x: Float[Array, "token d_in"]) -> Float[Array, "token latent"]:
+        """The latents of each token's activation."""
         held = (x - self.b_dec[None]) @ self.W_enc
         magnitudes = jax.nn.relu(held * self.gain[None] + self.b_mag[None])
         latents = jnp.where(held + self.b_gate[None] > self.threshold[None], magnitudes, 0.0)
         return jax.lax.cond(self.k > 0, lambda: largest(latents, self.k), lambda: latents)
 
     def decode(self, latents: Float[Array, "token latent"]) -> Float[Array, "token d_in"]:
+        """The activation that the latents stand for."""
         return latents @ self.W_dec + self.b_dec[None]
 
     def padded(self, n_latents: int) -> "Dictionary":

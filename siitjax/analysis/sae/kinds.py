@@ -55,9 +55,11 @@ class SAE(eqx.Module):
         """
 
     def decode(self, latents: Latents) -> Tokens:
+        """The activation that the latents stand for."""
         return latents @ self.W_dec + self.b_dec[None]
 
     def projected(self, x: Tokens) -> Latents:
+        """The activation, without the decoder's bias, on each latent's direction of the encoder."""
         return (x - self.b_dec[None]) @ self.W_enc
 
 
@@ -169,6 +171,7 @@ def select_latents(where: Bool[Array, " latent"], chosen: SAE, other: SAE) -> SA
 
 
 def squared_error(x: Tokens, rebuilt: Tokens) -> Float[Array, ""]:
+    """The squared error of a token, summed over its activation, in the mean over tokens."""
     return jnp.square(x - rebuilt).sum(1).mean()
 
 

@@ -49,6 +49,7 @@ class Compared:
     above: Points
 
     def words(self, does: str) -> str:
+        """The comparison in a sentence; `does` is the verb, such as "recovers"."""
         return (
             f"the best kind (mostly {self.kind}) {does} {_interval(self.found)}, and the best control (mostly "
             f"{self.control}) {_interval(self.other)} (difference {_interval(self.above)}; {self.models} models)"
@@ -142,6 +143,7 @@ def kinds_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def beside(costs: Sequence[Cost], peers: Sequence[float]) -> list[tuple[Cost, float]]:
+    """Each cost with SAELens' seconds for an SAE of its shape; 0 where it was not timed."""
     return list(zip(costs, peers or [0.0] * len(costs), strict=True))
 
 

@@ -120,6 +120,7 @@ class SAEResults:
         return self.folder / "saes" / name
 
     def finish(self, summary: dict[str, Any]) -> None:
+        """Writes summary.json, the last file of the folder."""
         write_atomically(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
 
     @contextmanager

@@ -44,6 +44,7 @@ class Site:
         return (self.node or mlp(self.layer)).depth
 
     def width(self, config: TransformerConfig) -> int:
+        """Numbers that the site holds a token: the SAE's d_in."""
         return {"hook_z": config.d_head, "hook_post": config.mlp_width}.get(self.hook, config.d_model)
 
     @matmul_precision()
@@ -94,7 +95,11 @@ class Site:
 
 
 def all_sites(config: TransformerConfig) -> tuple[Site, ...]:
-    """Every such site of a transformer, from the tokens to the logits."""
+    """Every such site of a transformer, from the tokens to the logits.
+
+    Raises:
+        UserError: the transformer has no MLPs.
+    """
     if config.attn_only:
         raise UserError("the transformer has no MLPs; dictionaries are trained on those that have")
     return tuple(

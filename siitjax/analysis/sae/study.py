@@ -96,14 +96,17 @@ class Job:
 
     @property
     def name(self) -> str:
+        """What its file and its rows are called."""
         which = "" if self.subject.trained else "untrained-"
         return f"{which}{self.subject.name}-{self.site}-{self.kind}-{self.sparsity:g}-{self.seed}"
 
     @property
     def width(self) -> int:
+        """Numbers that its site holds a token."""
         return self.site.width(self.subject.case.config)
 
     def describe(self) -> Row:
+        """What its row says of it before it is trained."""
         return {**_place(self.subject, self.site), "kind": self.kind, "sparsity": self.sparsity, "seed": self.seed}
 
 

@@ -47,6 +47,7 @@ class Waiting:
         self.members, self.indices, self.spots = members, indices, spots
 
     def take(self, like: TrainConfig | None) -> tuple[int, Sequence[Spot]] | None:
+        """The next member, of the bucket of `like` if one is given, and where it was saved; None if none waits."""
         for index in self.indices:
             if like is None or self.members[index].config == like:
                 self.indices.remove(index)
@@ -75,7 +76,8 @@ def launch(
         lock: file descriptor of the folder's lock, which the workers hold too.
 
     Raises:
-        UserError: a file cannot be read or written, or a checkpoint is not of this sweep.
+        ResultsError: a file cannot be read or written, a checkpoint is not of this sweep, or no worker can start.
+        WorkerError: a worker ended by an error.
         MemoryError: the device's memory does not hold one lane.
     """
     saved = lambda: find(results.checkpoints, results.digest)

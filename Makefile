@@ -10,7 +10,7 @@ RUN := .venv/bin/python
 TORCH := torch==2.13.0
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: betas test proofs lens4 check clean
+.PHONY: betas test proofs lens4 check docs clean
 
 betas: .venv/run-$(VERSION)
 	$(RUN) -m sweeps.betas
@@ -27,6 +27,11 @@ check: .venv/test-$(VERSION)
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m pyright
+
+# Pages of the READMEs, of every public name and of the commands, in site/; a reference that leads nowhere fails.
+docs: .venv/docs-$(VERSION)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --config-file .docs/mkdocs.yml
+	@echo "site/index.html"
 
 # The loaders on TransformerLens 4 too, in an environment of its own: SAELens, which .venv has, needs an older one.
 LENS4 := .venv-lens4/bin/python
@@ -54,5 +59,9 @@ lens4: .venv-lens4/test-$(VERSION)
 	$(INSTALL) --editable '.[sae,dev]'
 	touch $@
 
+.venv/docs-$(VERSION): .venv/run-$(VERSION)
+	$(INSTALL) --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv .venv-lens4
+	rm -rf .venv .venv-lens4 site

@@ -17,7 +17,6 @@ from siitjax.base.command import MOST_SEEDS, flag, main
 from siitjax.base.errors import UserError
 from siitjax.base.share import percent
 from siitjax.causal.circuit import Counterfactual
-from siitjax.io.trained import read_rows
 from siitjax.model.weights import load_weights
 from siitjax.questions.question import Question
 from siitjax.questions.report import Verdict
@@ -28,6 +27,7 @@ from siitjax.siit.recipe import Recipe
 from siitjax.siit.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key
 from siitjax.sweep.engine import Member
 from siitjax.sweep.results import Results, Row
+from siitjax.sweep.rows import read_rows, weights_file
 
 QUICK = ("0", "1", "2", "0+1", "1+2")
 PUBLISHED = dict(
@@ -129,7 +129,7 @@ class Models(Question):
         rows = read_rows(folder)
         for row in rows:
             if (row["setting"], row["seed"]) == (setting, seed):
-                return folder / "members" / f"{row['member']:04d}.safetensors"
+                return weights_file(folder, row["member"])
         has = ", ".join(f"{row['setting']}, seed {row['seed']}" for row in rows[:5]) or "nothing that was trained"
         raise UserError(
             f"--start is {self.start}, which has no {setting}, seed {seed}; it has {has}; give shipped, or the results "

@@ -99,7 +99,7 @@ def test_each_listed_command_is_there(capsys):
     for name in COMMANDS:
         with pytest.raises(SystemExit, match=r"^0$"):
             program([name, "--help"])
-        assert "\nFlags:" in capsys.readouterr().out
+        assert "\nFlags, each with its default:" in capsys.readouterr().out
 
 
 def test_an_unknown_command_is_one_line(capsys):

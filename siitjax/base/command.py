@@ -1,10 +1,12 @@
 """Command lines from dataclasses: every field is a flag, and bad input is one line."""
 
 import contextlib
+import inspect
 import math
 import os
 import signal
 import sys
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -149,8 +151,7 @@ def parse(command: type[Command], argv: Sequence[str]) -> Command:
     _check_values(command, argv)
     rest, wanted = values(argv)[1:], _arguments(command)
     if values["help"].value:
-        usage = "".join(f"\n\n{f.name.upper()}: {f.metadata['about']}" for f in wanted)
-        print(f"{(command.__doc__ or '').strip()}{usage}\n\nFlags:{values.get_help(prefix='  ')}")
+        print(usage(command))
         sys.exit(0)
     if len(rest) > len(wanted):
         kind = "an argument too many" if wanted else "not a flag"
@@ -160,6 +161,30 @@ def parse(command: type[Command], argv: Sequence[str]) -> Command:
         raise UserError(f"{missing.name.upper()} is missing: {missing.metadata['about']}")
     given = {f.name: word for f, word in zip(wanted, rest, strict=True)}
     return command(**given, **{name: read(values[name].value) for name, read in readers.items()})
+
+
+def usage(command: type[Command]) -> str:
+    """What --help prints: what the command does, then each argument and flag, with its default."""
+    said = [inspect.cleandoc(command.__doc__ or ""), ""]
+    for f in _arguments(command):
+        said += [f.name.upper(), _indented(f.metadata["about"])]
+    if _arguments(command):
+        said.append("")
+    said.append("Flags, each with its default:")
+    for f in sorted(_flags(command), key=lambda f: f.name):
+        if f.type is bool:
+            name = f"--[no]{f.name}"
+            default = "on" if f.default else "off"
+        else:
+            name = f"--{f.name}=" + (",".join(map(str, f.default)) if isinstance(f.default, tuple) else f"{f.default}")
+            default = ""
+        about = f.metadata["about"] + (" (a list)" if get_origin(f.type) is tuple else "")
+        said += [f"  {name}", _indented(f"{about} ({default})" if default else about)]
+    return "\n".join(said)
+
+
+def _indented(text: str) -> str:
+    return textwrap.fill(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
 
 
 def _check_values(command: type[Command], argv: Sequence[str]) -> None:

@@ -17,8 +17,10 @@ from siitjax.causal.loss import CrossEntropy, Loss
 from siitjax.model.checks import check_tokens
 from siitjax.model.transformer import TransformerConfig
 
-BOS, PAD = 0, 1
-"""Every vocabulary begins with these two."""
+BOS = 0
+"""The index of the token that begins every string: a vocabulary begins with it."""
+PAD = 1
+"""The index of the second token of every vocabulary."""
 
 
 @runtime_checkable

@@ -105,7 +105,7 @@ class Circuit:
         >>> case = siitjax.find_case("left_greater")
         >>> labels, values = case.circuit(jnp.asarray(case.tokens("(()")))
         >>> labels.tolist(), len(values)
-        ([0, 1, 1, 1], 3)
+        ([2, 1, 1, 1], 4)
     """
 
     variables: tuple[Variable, ...]

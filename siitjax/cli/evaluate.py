@@ -35,12 +35,15 @@ class Evaluate(Command):
     """
 
     model: str = argument("a shipped model (0+1 or left_greater), a .safetensors file, or a folder that holds one")
-    case: str = flag("", "of a task elsewhere: where its case is, as package.module:CASE or path/to/file.py:CASE")
-    nodes: bool = flag(False, "a line for each node")
-    edges: bool = flag(False, "swaps of every kind, and a line for each edge of the circuit")
-    exhaustive: bool = flag(False, "every string of the tasks that have few enough, and a million random pairs")
+    case: str = flag("", "where the model's case is, if not in cases/: package.module:CASE or path/to/file.py:CASE")
+    nodes: bool = flag(False, "print a line for each node")
+    edges: bool = flag(False, "measure under swaps of every kind too, and print a line for each edge of the circuit")
+    exhaustive: bool = flag(
+        False,
+        "take each string of a task as a base where they are few enough, and a million random pairs",
+    )
     pairs: int = flag(20_000, "random pairs of a base and a source", least=2)
-    seed: int = flag(1_000_000, "decides the strings and their pairs; training's are those of small numbers", least=0)
+    seed: int = flag(1_000_000, "decides the strings and their pairs; training draws its own from small seeds", least=0)
 
     def run(self) -> int:
         if self.case:

@@ -7,8 +7,9 @@ from siitjax.base.command import Command, argument, flag
 from siitjax.base.errors import UserError
 from siitjax.causal.registry import find, locate
 from siitjax.io.hub_folder import new_folder, write_folder
-from siitjax.io.trained import load, read_model, read_rows
+from siitjax.io.trained import load, read_model
 from siitjax.siit.metrics import Shares, read_shares
+from siitjax.sweep.rows import read_rows
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Export(Command):
         "a shipped model (0+1+2+3, or task names), a weights file, or a folder with model.safetensors"
     )
     out: str = argument("the folder to write; it must not exist")
-    case: str = flag("", "of a task elsewhere: where its case is, as package.module:CASE or path/to/file.py:CASE")
+    case: str = flag("", "where the model's case is, if not in cases/: package.module:CASE or path/to/file.py:CASE")
     all: bool = flag(False, "MODEL is a sweep's results folder: write a folder a member, named by its number")
 
     def run(self) -> int:

@@ -13,13 +13,13 @@ from siitjax.base.command import MOST_SEEDS, argument, flag
 from siitjax.base.errors import UserError
 from siitjax.base.share import percent
 from siitjax.causal import registry
-from siitjax.io.trained import read_rows
 from siitjax.questions.question import Sweep
 from siitjax.questions.report import Verdict
 from siitjax.siit.metrics import share
 from siitjax.siit.recipe import Recipe
 from siitjax.sweep.engine import Member
 from siitjax.sweep.results import Results, Row
+from siitjax.sweep.rows import read_rows, weights_file
 
 Named = Literal["default", "published"]
 FIGURES = {"accuracy": "accuracy", "IIA": "iia", "changed IIA": "changed_iia", "SIIA": "siia"}
@@ -32,8 +32,8 @@ class Train(Sweep):
     The default recipe is the one that converges on every task here: small first weights, the swapped nodes drawn for
     every example, 60 epochs at most. Ctrl-C saves what is in training; the same command with --resume goes on.
 
-    With --edges, a second stage of 20 epochs follows in a folder beside: each seed goes on from its own weights, under
-    swaps of edges and every other kind.
+    With --edges, a second stage follows: each seed goes on from its own weights, under swaps of every kind, edges
+    among them, into a folder beside the first.
     """
 
     title = "Trained"
@@ -42,15 +42,15 @@ class Train(Sweep):
         "a task, by name or number (left_greater, 1), several with + between (1+2), or where one of yours is: "
         "package.module:CASE or path/to/file.py:CASE"
     )
-    seeds: int = flag(1, "members: so many seeds from --seed0 on", least=1, most=MOST_SEEDS)
+    seeds: int = flag(1, "how many seeds to train, from --seed0 on", least=1, most=MOST_SEEDS)
     seed0: int = flag(0, "the first seed", least=0)
-    recipe: Named = flag("default", "default, which converges, or published: that of Anders & Garriga-Alonso 2024")
-    epochs: int = flag(0, "passes over the data at most; 0 for as many as the recipe has", least=0)
-    samples: int = flag(0, "strings a task, a fifth of them to validate on; 0 for as many as the recipe has", least=0)
-    batch_size: int = flag(0, "pairs a batch; 0 for as many as the recipe has", least=0)
-    edges: bool = flag(False, "go on with a second stage, under swaps of every kind, in a folder beside")
-    edge_epochs: int = flag(20, "of the second stage: passes over the data", least=1)
-    start: str = flag("", "the second stage alone: a results folder of this command, with each seed's weights")
+    recipe: Named = flag("default", "default (it converges) or published (that of Anders & Garriga-Alonso 2024)")
+    epochs: int = flag(0, "most passes over the data; 0 for as many as the recipe says", least=0)
+    samples: int = flag(0, "strings a task, a fifth of them to validate on; 0 for as many as the recipe says", least=0)
+    batch_size: int = flag(0, "pairs a batch; 0 for as many as the recipe says", least=0)
+    edges: bool = flag(False, "then run a second stage, under swaps of every kind, into a folder beside the first")
+    edge_epochs: int = flag(20, "passes over the data in the second stage", least=1)
+    start: str = flag("", "run the second stage alone, from the weights in this results folder of the command")
 
     def __post_init__(self):
         super().__post_init__()
@@ -91,7 +91,7 @@ class Train(Sweep):
         folder, rows = Path(self.start), read_rows(Path(self.start))
         for row in rows:
             if row["seed"] == seed:
-                return weights(folder, row)
+                return weights_file(folder, row["member"])
         has = ", ".join(str(row["seed"]) for row in rows) or "none"
         raise UserError(f"--start is {folder}, which has no seed {seed}; its seeds are: {has}")
 
@@ -132,7 +132,7 @@ class Train(Sweep):
     def _say_where(self) -> None:
         """Prints where the best weights are, what they reach, and what to type next."""
         best = max(read_rows(self.folder), key=quality)
-        file = weights(self.folder, best)
+        file = weights_file(self.folder, best["member"])
         said = ", ".join(f"{words} {percent(share(best, name))}" for words, name in FIGURES.items())
         print(f"Weights: {file} (seed {best['seed']}: {said})")
         own = f" --case={self.case}" if registry.is_place(self.case) else ""
@@ -145,11 +145,6 @@ class Reached(Verdict):
 
     def __str__(self) -> str:
         return self.because
-
-
-def weights(folder: Path, row: Row) -> Path:
-    """The weights of the member that a row describes."""
-    return folder / "members" / f"{row['member']:04d}.safetensors"
 
 
 def quality(row: Row) -> tuple[bool, float, float]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from siitjax.base.errors import UserError, one_line
-from siitjax.base.jsonl import RowsFile
 from siitjax.base.versions import versions
 from siitjax.causal.behaviour import Computed, behaviour, compute
 from siitjax.causal.case import Case
@@ -22,6 +21,7 @@ from siitjax.causal.registry import described, locate
 from siitjax.model.transformer import Transformer
 from siitjax.model.weights import METADATA, checked_model, read_config, read_tensors, read_weights, save_weights
 from siitjax.siit.metrics import Shares, read_shares
+from siitjax.sweep.rows import read_rows, weights_file
 
 MODEL_FILE = "model.safetensors"
 """What the file is called in a folder of its own."""
@@ -160,16 +160,6 @@ def _check_behaviour(file: Path, case: Case, about: dict[str, Any]) -> None:
         warnings.warn(f"{file} was trained on other strings than {case.name} draws now", stacklevel=3)
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a sweep's results folder, by member; each host of a sweep has left some of its own.
-
-    Raises:
-        UserError: a row is torn that others follow.
-    """
-    rows = [row for path in folder.glob("rows*.jsonl") for row in RowsFile(path).read()]
-    return sorted(rows, key=lambda row: row["member"])
-
-
 def read_converged(folder: Path, case_of: Callable[[dict[str, Any]], Case]) -> dict[str, Trained]:
     """The members that converged in a sweep's results folder, by setting and seed.
 
@@ -188,8 +178,7 @@ def read_converged(folder: Path, case_of: Callable[[dict[str, Any]], Case]) -> d
         raise UserError(
             f"{folder} is not a sweep's results folder ({why}); give one, such as python -m sweeps.capacity leaves"
         ) from None
-    path = lambda member: folder / "members" / f"{member:04d}.safetensors"
     # Seeds of a setting get the same case, and so share what is compiled for it.
     made = cache(lambda text: case_of(json.loads(text)))
     same = lambda description: made(json.dumps(description))
-    return {f"{setting}, seed {seed}": read_trained(path(i), same) for setting, seed, i in converged}
+    return {f"{setting}, seed {seed}": read_trained(weights_file(folder, i), same) for setting, seed, i in converged}

@@ -88,7 +88,9 @@ def block_of(depth: int) -> tuple[int, bool]:
 
 
 EMBED = Node()
+"""The token embedding, which sends and reads no other node."""
 LOGITS = Node(is_logits=True)
+"""The logits, which read and send nothing."""
 
 
 def head(layer: int, index: int) -> Node:

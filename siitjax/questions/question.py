@@ -46,15 +46,15 @@ class Sweep(Command):
     title: ClassVar[str]
     """What it is about, as the reports print it."""
 
-    workers: int = flag(0, "on CPU: processes with a core each, a member in each; 0 for as many as cores", least=0)
-    lanes: int = flag(0, "members at once in one program; 0 for 1 on CPU, else for what memory holds", least=0)
-    devices: int = flag(0, "split the lanes over this many devices; 0 for all (on CPU they are virtual)", least=0)
+    workers: int = flag(0, "processes that train on CPU, one member at a time each; 0 for one a core", least=0)
+    lanes: int = flag(0, "members that a program trains at once; 0 for 1 on CPU, elsewhere as many as fit", least=0)
+    devices: int = flag(0, "devices to split the lanes over; 0 for all; on CPU they are virtual", least=0)
     distributed: bool = flag(False, "this process is one of several hosts that share --out")
-    coordinator: str = flag("", "host:port of the first host; by default as the cluster says (JAX, SLURM, TPU)")
-    hosts: int = flag(0, "how many hosts; 0 as the cluster says", least=0)
-    host: int = flag(-1, "which of them this is, from 0; -1 as the cluster says", least=-1)
-    save_seconds: float = flag(10.0, "seconds between checkpoints of what is in training", least=0)
-    out: str = flag("", "folder of the results; by default one in results/, named after what is trained")
+    coordinator: str = flag("", "host:port of the first host; left out, what JAX, SLURM or the TPU says")
+    hosts: int = flag(0, "how many hosts share --out; 0 for what the cluster says", least=0)
+    host: int = flag(-1, "which of the hosts this is, counted from 0; -1 for what the cluster says", least=-1)
+    save_seconds: float = flag(10.0, "seconds between two checkpoints of the members in training", least=0)
+    out: str = flag("", "folder of the results; left out, one in results/ that is named after what is trained")
     resume: bool = flag(False, "go on with an unfinished results folder")
     config_only: bool = flag(False, "print the full config as JSON and stop")
 

@@ -35,6 +35,7 @@ from siitjax.model.weights import save_weights
 from siitjax.siit.edge_metrics import rows
 from siitjax.siit.metrics import NAMES, shares
 from siitjax.sweep.engine import Member, Outcome
+from siitjax.sweep.rows import row_files, weights_file
 
 FORMAT = "siitjax sweep 1"
 ENDED = ("stop", "epochs", "seconds", *NAMES)
@@ -142,7 +143,7 @@ class Results:
             if rows is None and not self.host:
                 config = {**self.config(), BEGUN_WITH: versions()}
                 write_atomically(self.folder / "config.json", json.dumps(config, indent=1) + "\n")
-            for file in self._row_files():
+            for file in row_files(self.folder):
                 file.repair()
         return rows or []
 
@@ -162,8 +163,9 @@ class Results:
                     f"{case.name} was edited while {self.folder} ran: {words}; member {index} is not kept; undo "
                     "the edit and --resume, or choose another --out"
                 )
-            save_weights(self.folder / "members" / f"{index:04d}.safetensors", outcome.model, about)
-            write_atomically(self.folder / "members" / f"{index:04d}.csv", _curves(outcome))
+            file = weights_file(self.folder, index)
+            save_weights(file, outcome.model, about)
+            write_atomically(file.with_suffix(".csv"), _curves(outcome))
         return row_of(index, member, outcome)
 
     def append(self, row: Row) -> None:
@@ -174,7 +176,7 @@ class Results:
 
     def weights(self, row: Row) -> Path:
         """The weights of the member that `row` describes."""
-        return self.folder / "members" / f"{row['member']:04d}.safetensors"
+        return weights_file(self.folder, row["member"])
 
     def curves(self, row: Row) -> dict[str, list[float]]:
         """The curves of the member that `row` describes, one value an epoch.
@@ -183,7 +185,7 @@ class Results:
             ValueError: the file is cut short, or a value is no number.
             OSError, KeyError: the file, or a curve in it, is missing.
         """
-        text = (self.folder / "members" / f"{row['member']:04d}.csv").read_text()
+        text = self.weights(row).with_suffix(".csv").read_text()
         if not text.endswith("\n"):
             raise ValueError("its last line is cut short")
         epochs = list(csv.DictReader(io.StringIO(text)))
@@ -212,9 +214,6 @@ class Results:
                 f"{self.folder} cannot be used ({error.strerror or error}); make room, or choose an --out that can "
                 "be written"
             ) from None
-
-    def _row_files(self) -> list[RowsFile]:
-        return [RowsFile(path) for path in sorted(self.folder.glob("rows*.jsonl"))]
 
     def _begun(self) -> dict[str, Any]:
         """What config.json holds of the sweep that began the folder."""
@@ -248,7 +247,7 @@ class Results:
 
     def _read(self) -> list[Row]:
         try:
-            rows = [row for file in self._row_files() for row in file.read()]
+            rows = [row for file in row_files(self.folder) for row in file.read()]
         except TornError as error:
             raise ResultsError(f"{error}, or choose another --out") from None
         path = self.folder / "rows.jsonl"

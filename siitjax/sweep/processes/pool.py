@@ -5,7 +5,6 @@ checkpoint. A worker that ends by an error of its own would do so again: it ends
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -15,17 +14,31 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass, field
 from typing import IO
 
 from siitjax.siit.train import TrainConfig
 from siitjax.sweep.checkpoint import Spot
 from siitjax.sweep.cores import cores, pinned
 from siitjax.sweep.engine import Member, Occupancy, Watcher
+from siitjax.sweep.processes.messages import (
+    Compiling,
+    Done,
+    Failed,
+    Finished,
+    Given,
+    Note,
+    Reached,
+    Started,
+    Stop,
+    Take,
+    Told,
+    read_said,
+    tell,
+)
 
 DEATHS = 2
-"""Of its workers after which a member is given up."""
+"""A member is given up when so many of its workers were killed."""
 SAID = 20_000
 """Characters kept of what a dead worker wrote last on its standard error."""
 
@@ -87,7 +100,7 @@ class Pool:
         """Has every worker save what it trains, and end."""
         self.stopping = True
         for process in [*self.processes]:
-            _tell(process, {"stop": True})
+            _tell(process, Stop())
 
     def _keep_alive(self, k: int) -> None:
         """Runs worker k, and a new one in its place where it dies."""
@@ -116,7 +129,7 @@ class Pool:
                 )
             self.processes.append(process)
             if self.stopping:
-                _tell(process, {"stop": True})
+                _tell(process, Stop())
             training: set[int] = set()
             try:
                 self._serve(process, training)
@@ -137,33 +150,29 @@ class Pool:
         for line in process.stdout:
             if not line.endswith("\n"):
                 return  # it died while it spoke
-            message = json.loads(line)
-            index = message.get("index", 0)
-            member = self.members[index]
-            match message["says"]:
-                case "take":
-                    given = self._next(message["like"])
-                    spots = [] if given is None else [asdict(spot) for spot in self.spots.get(given, ())]
+            match message := read_said(line):
+                case Take(like):
+                    given = self._next(like)
                     if given is not None:
                         training.add(given)
-                    _tell(process, {"index": given, "spots": spots})
-                case "started":
-                    self.watcher.started(index, member, message["epoch"])
-                case "compiling":
-                    self.watcher.compiling(index, member)
-                case "epoch":
-                    self.watcher.epoch(index, member, message["epoch"], [*map(Fraction, message["seen"])])
-                case "finished":
-                    self.watcher.finished(index, member, message["row"])
+                    _tell(process, Given(given, () if given is None else self.spots.get(given, ())))
+                case Started(index, epoch):
+                    self.watcher.started(index, self.members[index], epoch)
+                case Compiling(index):
+                    self.watcher.compiling(index, self.members[index])
+                case Reached(index, epoch):
+                    self.watcher.epoch(index, self.members[index], epoch, message.shares)
+                case Finished(index, row):
+                    self.watcher.finished(index, self.members[index], row)
                     training.discard(index)
-                case "note":
-                    self.watcher.note(message["words"])
-                case "done":
+                case Note(words):
+                    self.watcher.note(words)
+                case Done(occupancy):
                     with self.lock:
-                        self.occupancy += Occupancy(**message["occupancy"])
+                        self.occupancy += Occupancy(**occupancy)
                         self.ends.append(time.perf_counter())
-                case "failed":
-                    self.failed = self.failed or message["words"]
+                case Failed(words):
+                    self.failed = self.failed or words
                     self.stop()
 
     def _next(self, like: int | None) -> int | None:
@@ -214,10 +223,10 @@ class Pool:
                     self.stop()
 
 
-def _tell(process: subprocess.Popen[str], message: dict) -> None:
+def _tell(process: subprocess.Popen[str], message: Told) -> None:
     assert process.stdin is not None
     try:
-        process.stdin.write(json.dumps(message) + "\n")
+        process.stdin.write(tell(message) + "\n")
         process.stdin.flush()
     except (OSError, ValueError):
         pass  # it is dead, which is seen where it is waited for

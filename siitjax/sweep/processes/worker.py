@@ -3,14 +3,13 @@
     python -m siitjax.sweep.processes.worker sweeps.betas:Betas START --flags ...
 
 It is started by `siitjax.sweep.processes.pool`, with the same question as its parent and so the same members, and
-speaks with it in lines of JSON: on its standard output it says what happens and asks for members, on its standard input
-it is answered. When its parent is gone it goes too. A bug ends it by its traceback, on its standard error, which the
-pool keeps.
+speaks with it in the lines of `siitjax.sweep.processes.messages`: on its standard output it says what happens and asks
+for members, on its standard input it is answered. When its parent is gone it goes too. A bug ends it by its traceback,
+on its standard error, which the pool keeps.
 """
 
 import importlib
 import importlib.util
-import json
 import os
 import signal
 import sys
@@ -42,9 +41,10 @@ def work(question: Any, start: str, said: IO[str], heard: IO[str]) -> int:
     """Trains until the pool has no more; gives the exit code."""
     # Imported here, since the signals must be ignored before anything takes long.
     from siitjax.base.errors import UserError, one_line
-    from siitjax.sweep.checkpoint import Checkpoints, Occupant, Spot, load
+    from siitjax.sweep.checkpoint import Checkpoints, load
     from siitjax.sweep.engine import Engine, Watcher
     from siitjax.sweep.placement import Compiler, Policy, use_compilation_cache
+    from siitjax.sweep.processes import messages
     from siitjax.sweep.results import Results
 
     use_compilation_cache()
@@ -52,37 +52,34 @@ def work(question: Any, start: str, said: IO[str], heard: IO[str]) -> int:
     results = Results(question.folder, question.title, members)
     stopping, answers, speaking = threading.Event(), SimpleQueue(), threading.Lock()
 
-    def say(**message: Any) -> None:
+    def say(message: messages.Said) -> None:
         with speaking:
-            said.write(json.dumps(message) + "\n")
+            said.write(messages.say(message) + "\n")
             said.flush()
 
     class Speaker(Watcher):
         def started(self, index, member, epoch):
-            say(says="started", index=index, epoch=epoch)
+            say(messages.Started(index, epoch))
 
         def compiling(self, index, member):
-            say(says="compiling", index=index)
+            say(messages.Compiling(index))
 
         def epoch(self, index, member, epoch, seen):
-            say(says="epoch", index=index, epoch=epoch, seen=[*map(str, seen)])
+            say(messages.Reached(index, epoch, [*map(str, seen)]))
 
         def finished(self, index, member, row):
-            say(says="finished", index=index, row=row)
+            say(messages.Finished(index, row))
 
         def note(self, words):
-            say(says="note", words=words)
+            say(messages.Note(words))
 
     class Asking:
         def take(self, like):
             # A bucket is named by its first member.
             same = None if like is None else next(i for i, member in enumerate(members) if member.config == like)
-            say(says="take", like=same)
-            answer = answers.get()
-            if answer["index"] is None:
-                return None
-            spots = [Spot(s["start"], s["step"], s["lane"], Occupant(**s["occupant"])) for s in answer["spots"]]
-            return answer["index"], spots
+            say(messages.Take(same))
+            given = answers.get()
+            return None if given.index is None else (given.index, given.spots)
 
     lanes = question.lanes or 1
     engine = Engine(
@@ -97,8 +94,8 @@ def work(question: Any, start: str, said: IO[str], heard: IO[str]) -> int:
 
     def listen() -> None:
         for line in heard:
-            message = json.loads(line)
-            if not message.get("stop"):
+            message = messages.read_told(line)
+            if isinstance(message, messages.Given):
                 answers.put(message)
             elif engine.compiling:
                 os._exit(0)
@@ -111,9 +108,9 @@ def work(question: Any, start: str, said: IO[str], heard: IO[str]) -> int:
         with Checkpoints(results.checkpoints, start, results.digest) as engine.checkpoints:
             engine.run(Asking())
             engine.checkpoints.wait()
-        say(says="done", occupancy=asdict(engine.occupancy))
+        say(messages.Done(asdict(engine.occupancy)))
     except (UserError, OSError, MemoryError) as error:
-        say(says="failed", words=one_line(error))
+        say(messages.Failed(one_line(error)))
         return BAD_INPUT
     return 0
 

@@ -15,8 +15,8 @@ import siitjax
 ROOT = Path(__file__).parents[1]
 ERRORS = {"UserError", "ResultsError", "CheckpointError", "TornError", "WorkerError"}
 """What users are told; a function that raises others inside catches them, or they are bugs."""
-ENTRY_POINTS = "siitjax.cases"
-"""A group, and no module."""
+ELSEWHERE = {"siitjax.cases", "siitjax._cases"}
+"""A group of entry points, and what cases/ is called where siitjax is installed."""
 
 
 class Thing(NamedTuple):
@@ -173,7 +173,7 @@ def test_the_front_door_explains_every_argument(name):
 
 def references(text: str) -> set[str]:
     """What `siitjax.room.module.name` in text refers to."""
-    return set(re.findall(r"`(siitjax(?:\.\w+)+)[`(]", text)) - {ENTRY_POINTS}
+    return set(re.findall(r"`(siitjax(?:\.\w+)+)[`(]", text)) - ELSEWHERE
 
 
 def is_there(reference: str, folder: Path) -> bool:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from siitjax.model.cpu.edges import by_reader
 from siitjax.model.cpu.transformer import batch_last
 from siitjax.model.nodes import Masks, Sites, block_of
+from siitjax.model.rolled import rolled, rolled_edges
 from siitjax.model.swaps import EdgeSwaps
 from siitjax.model.transformer import Activations, Transformer
 
@@ -54,11 +55,13 @@ class Form(NamedTuple):
         run: computes it, perhaps under swaps of nodes.
         run_edges: computes it under swaps of edges.
         at_once: how many samples it is best given at once; None for as many as there are.
+        resumes: whether a run that is resumed costs less; otherwise runs are best done together, whole.
     """
 
     run: Run
     run_edges: RunEdges
     at_once: int | None
+    resumes: bool = True
 
     def part(self, n: int) -> int:
         """The size of the equal parts that n samples are best cut into; n where they cannot be cut well."""
@@ -114,15 +117,18 @@ def _taken(activations: Activations, sources: Sites) -> Activations:
 
 
 PLAIN = Form(as_written, edges_as_written, None)
-"""What the other form is tested against."""
+"""What the other forms are tested against."""
 
 BATCH_LAST = Form(batch_last, by_reader, 40)
 """Of 40 samples under a few masks, most arrays fit a core's second-level cache."""
 
+ROLLED = Form(rolled, rolled_edges, None, resumes=False)
+"""A GPU runs all masks of a few hundred samples at once, and its compiler takes minutes for blocks one by one."""
+
 
 def fastest() -> Form:
     """The form that suits the backend that this process runs on."""
-    return BATCH_LAST if jax.default_backend() == "cpu" else PLAIN
+    return BATCH_LAST if jax.default_backend() == "cpu" else ROLLED
 
 
 def mean_over_parts(function: Callable[..., Any], size: int, *arrays: Any) -> Any:
@@ -134,9 +140,14 @@ def mean_over_parts(function: Callable[..., Any], size: int, *arrays: Any) -> An
 
 
 def summed_over_chunks(count: Callable[..., Any], size: int, *arrays: Array) -> Any:
-    """The sum of what `count` gives of all chunks of the samples, `size` long but for the last."""
+    """The sum of what `count` gives of all chunks of the samples, `size` long at most.
+
+    They are of one length where that can be had without making them short: a last one of another length is another
+    program, which takes as long to compile.
+    """
     n = len(arrays[0])
-    whole, rest = divmod(n, min(size, n))
+    size = next((even for even in range(min(size, n), size // 4, -1) if n % even == 0), min(size, n))
+    whole, rest = divmod(n, size)
     chunks = [x[: n - rest].reshape(whole, -1, *x.shape[1:]) for x in arrays]
     total = jax.tree.map(lambda x: x.sum(0), jax.lax.map(lambda chunk: count(*chunk), chunks))
     return jax.tree.map(jnp.add, total, count(*(x[n - rest :] for x in arrays))) if rest else total

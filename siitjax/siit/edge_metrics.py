@@ -230,8 +230,12 @@ def _swaps(case: Case, use: tuple[Kind, ...], shape: tuple[int, ...], each: bool
     n = len(case.circuit.nodes)
     number = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
     edges, positions, sources = [], [], []
-    for i, kind in enumerate(use):
-        which, where, other = jax.random.split(jax.random.fold_in(key, i), 3)
+    # Each kind has keys of its own, but what several draw is drawn in one go: a draw is long to compile.
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(jnp.arange(len(use)))
+    sizes = jnp.array([len(kind.masks) for kind in use], jnp.int32)
+    one_of = jax.vmap(lambda key, size: jax.random.randint(key, (batch,), 0, size))(keys[:, 0], sizes)
+    others = jax.vmap(lambda key: jax.random.randint(key, (batch, 1, n), 0, batch, jnp.int32))(keys[:, 2])
+    for kind, (which, where, _), drawn, own in zip(use, keys, one_of, others, strict=True):
         masks, origin = jnp.asarray(kind.masks), jnp.asarray(kind.sources, jnp.int32)
         if kind.p is not None:
             kept = jax.random.bernoulli(which, kind.p, (batch, 1, n if kind.by_edge else 1, n))
@@ -240,14 +244,13 @@ def _swaps(case: Case, use: tuple[Kind, ...], shape: tuple[int, ...], each: bool
         elif each:
             masks, origin = masks[None], origin[None]
         else:
-            drawn = jax.random.randint(which, (batch,), 0, len(masks))
             masks, origin = masks[drawn][:, None], origin[drawn][:, None]
         m = masks.shape[1]
         edges.append(jnp.broadcast_to(masks, (batch, m, n, n)))
         there = jax.random.bernoulli(where, 0.5, (batch, m, n, seq)) if kind.positions else True
         positions.append(jnp.broadcast_to(there, (batch, m, n, seq)))
-        own = jax.random.randint(other, (batch, m, n), 0, batch, jnp.int32)
-        sources.append(jnp.where(origin == OWN, own, jnp.where(origin == BASE, number + batch, number)))
+        chosen = jnp.where(origin == OWN, own, jnp.where(origin == BASE, number + batch, number))
+        sources.append(jnp.broadcast_to(chosen, (batch, m, n)))
     join = lambda parts: jnp.concatenate(parts, 1)
     return EdgeSwaps(join(edges), join(positions), join(sources))
 

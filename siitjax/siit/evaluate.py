@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from siitjax.causal.case import Case
 from siitjax.model.forms import Form, fastest, summed_over_chunks
+from siitjax.model.nodes import EMBED
 from siitjax.model.transformer import Transformer
 from siitjax.siit.interchange import interchange_by_depth
 from siitjax.siit.metrics import Metrics, Tally
@@ -65,7 +66,7 @@ def count(
         UserError: the transformer or the samples do not fit the case; see `Case.check_fits`.
     """
     case.check_fits(model.config, base, source)
-    circuit = case.circuit
+    circuit, form = case.circuit, form or fastest()
     measured, is_circuit = _measured(case, embedding)
     begins = lambda node: circuit.nodes.nodes[node].depth
     one = np.eye(len(circuit.nodes), dtype=bool)
@@ -75,6 +76,9 @@ def count(
     def chunk(base, source, subset):
         joint = jnp.broadcast_to(circuit.unused_mask, subset.shape)
         groups = [*one_at_a_time, (1, jnp.stack([joint, subset], 1))]
+        if not form.resumes:
+            each = [jnp.broadcast_to(masks, (len(base), *masks.shape[-2:])) for _, masks in groups]
+            groups = [(EMBED.depth, jnp.concatenate(each, 1))]
         outputs, labels = interchange_by_depth(model, circuit, base, source, groups, embedding=embedding, form=form)
         own = case.token_mask(base)[:, None]
         right = case.loss.correct(outputs, labels) & own
@@ -85,7 +89,7 @@ def count(
         whole = (right == own).all(2)
         return tokens, Tally(total(right & changed), total(changed)), Tally(whole.sum(0), jnp.ones_like(whole).sum(0))
 
-    size = (form or fastest()).at_once or CHUNK
+    size = form.at_once or CHUNK
     tokens, changed, whole = summed_over_chunks(chunk, size, base, source, subsets)
     nodes, unused = 1 + np.flatnonzero(is_circuit), 1 + np.flatnonzero(~is_circuit)
     return Metrics(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from siitjax.base.errors import UserError
-from siitjax.model.forms import BATCH_LAST, PLAIN, Form
+from siitjax.model.forms import BATCH_LAST, PLAIN, ROLLED, Form
 from siitjax.model.swaps import EdgeSwaps
 from siitjax.model.transformer import Activations, TransformerConfig
 from tests.hooked import FELT, by_reader_twin, path_patched, random_model, random_tokens, written
@@ -103,9 +103,10 @@ def test_logits_are_those_of_path_patching_by_transformer_lens_hooks(as_written)
     assert moved > FELT
 
 
-def test_the_cpu_form_gives_the_same_logits_and_gradients(as_written):
+@pytest.mark.parametrize("form", [BATCH_LAST, ROLLED], ids=["cpu", "rolled"])
+def test_the_other_forms_give_the_same_logits_and_gradients(form, as_written):
     _, (model, base, source, swaps), (logits, gradient) = as_written
-    found = logits_and_gradient(BATCH_LAST, model, jnp.asarray(base), jnp.asarray(source), swaps)
+    found = logits_and_gradient(form, model, jnp.asarray(base), jnp.asarray(source), swaps)
     np.testing.assert_allclose(found[0], logits, rtol=0, atol=TOLERANCE * np.abs(logits).max())
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
     for got, wanted in zip(jax.tree.leaves(found[1]), jax.tree.leaves(gradient), strict=True):

@@ -13,7 +13,7 @@ import pytest
 
 import siitjax.sweep.engine
 import siitjax.sweep.placement
-from siitjax.model.forms import PLAIN, fastest
+from siitjax.model.forms import ROLLED, fastest
 from siitjax.siit.metrics import shares
 from siitjax.siit.train import Stop, TrainConfig
 from siitjax.sweep.engine import Engine, Watcher
@@ -61,7 +61,7 @@ def test_what_a_gpu_runs_gives_the_solo_run_s_outcomes_but_for_rounding(monkeypa
         return replace(real, memory=100 * lanes)
 
     monkeypatch.setattr(siitjax.sweep.placement, "compile_program", compile_for)
-    assert fastest() is PLAIN
+    assert fastest() is ROLLED
     queue = Waiting(QUEUE, [*range(len(QUEUE))], {})
     heard = Heard()
     Engine(QUEUE, Compiler(choose_policy(), queue.count), heard.keep, lambda spot, like: like, heard).run(queue)

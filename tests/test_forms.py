@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from siitjax.model.forms import BATCH_LAST, PLAIN, Form, mean_over_parts
+from siitjax.model.forms import BATCH_LAST, PLAIN, ROLLED, Form, mean_over_parts
 from siitjax.model.transformer import TransformerConfig
 from tests.hooked import RELU, SEQ, VARIANTS, random_model, random_tokens
 
@@ -53,15 +53,17 @@ def assert_agree(got, wanted):
 def test_logits_and_gradients_are_those_of_the_model_as_written(config, own, seq):
     tokens = map(jnp.asarray, random_tokens(config, 2, BATCH, seq))
     given = (None, random_model(config), *tokens, masks_of(config, *own))
-    assert_agree(logits_and_gradient(BATCH_LAST, *given), logits_and_gradient(PLAIN, *given))
+    wanted = logits_and_gradient(PLAIN, *given)
+    for form in (BATCH_LAST, ROLLED):
+        assert_agree(logits_and_gradient(form, *given), wanted)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 5, 6])
-def test_resumed_from_a_site_they_are_too(depth):
+@pytest.mark.parametrize(("form", "depth"), [*((BATCH_LAST, depth) for depth in (1, 2, 5, 6)), (ROLLED, 5)])
+def test_resumed_from_a_site_they_are_too(form, depth):
     later = np.array([node.depth >= depth for node in RELU.nodes])
     masks = masks_of(RELU) & later[None]
     given = (depth, random_model(RELU), *map(jnp.asarray, random_tokens(RELU, 2, BATCH, SEQ)), masks)
-    assert_agree(logits_and_gradient(BATCH_LAST, *given), logits_and_gradient(PLAIN, *given))
+    assert_agree(logits_and_gradient(form, *given), logits_and_gradient(PLAIN, *given))
 
 
 @pytest.mark.parametrize("axes", [(0, 0, 0, None), (0, None, None, 0)], ids=["own samples", "own masks"])

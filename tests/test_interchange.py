@@ -13,7 +13,7 @@ import pytest
 
 from cases import CASES, find, paren_checker
 from siitjax.causal.case import Case
-from siitjax.model.forms import BATCH_LAST, PLAIN
+from siitjax.model.forms import BATCH_LAST, PLAIN, ROLLED
 from siitjax.model.nodes import EMBED, Node, head, mlp
 from siitjax.model.transformer import Transformer, init_transformer
 from siitjax.siit.interchange import interchange, interchange_by_depth
@@ -22,7 +22,7 @@ TOLERANCE = 1e-5
 """Rounding of a few float32 layers, whose values are of the order of one."""
 
 Sites = dict[Node, np.ndarray]
-both_forms = pytest.mark.parametrize("form", [PLAIN, BATCH_LAST], ids=["plain", "batch_last"])
+both_forms = pytest.mark.parametrize("form", [PLAIN, BATCH_LAST, ROLLED], ids=["plain", "batch_last", "rolled"])
 all_cases = pytest.mark.parametrize("case", [case.with_context(6) for case in CASES], ids=lambda case: case.name)
 
 

@@ -83,7 +83,7 @@ def rolled_edges(
     held = jax.vmap(of_source, (1, None if index is None else 0), 2)(there, index)
     held = jnp.broadcast_to(held, (*swaps.edges.shape[:2], len(nodes), *held.shape[3:]))
     over_masks = jax.vmap(partial(_under_edges, model, blocks), (None, 0, 0))
-    return jax.vmap(over_masks)(tokens, swaps.at_positions(), held)
+    return jax.vmap(over_masks)(tokens, jnp.asarray(swaps.at_positions()), held)
 
 
 def _writes(blocks: Block, activations: Activations) -> Written:

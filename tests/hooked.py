@@ -39,6 +39,9 @@ VARIANTS = {
     "attn_only": replace(RELU, n_layers=2, attn_only=True),
     "no_layer_norm": replace(RELU, n_layers=2, layer_norm=False, d_mlp=7),
     "one_head": replace(RELU, n_layers=2, d_head=20, act_fn="gelu", d_mlp=33),
+    "bidirectional": replace(
+        RELU, n_layers=2, d_model=10, d_head=3, heads=2, act_fn="gelu_new", attention_dir="bidirectional"
+    ),
     "attn_only_no_layer_norm": replace(RELU, n_layers=1, attn_only=True, layer_norm=False),
 }
 every_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=tuple(VARIANTS))
@@ -71,6 +74,7 @@ def hooked(config: TransformerConfig) -> "HookedTransformer":
                 d_mlp=config.mlp_width,
                 act_fn=config.act_fn,
                 attn_only=config.attn_only,
+                attention_dir=config.attention_dir,
                 normalization_type="LN" if config.layer_norm else None,
                 init_weights=False,
                 device="cpu",

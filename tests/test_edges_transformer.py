@@ -36,6 +36,9 @@ SETTINGS = {
     "no LayerNorm": Setting(replace(TWO, layer_norm=False), True, True),
     "no MLPs, positions": Setting(replace(TWO, attn_only=True), True, False),
     "one layer, gelu, sources": Setting(replace(ONE, act_fn="gelu"), False, True),
+    "bidirectional, two heads in a width of 10": Setting(
+        replace(ONE, d_model=10, heads=2, attention_dir="bidirectional"), True, True
+    ),
     "neither": Setting(ONE, False, False),
 }
 

@@ -33,14 +33,14 @@ REFUSED_CONFIGS = {
         "d_head": None,
         "act_fn": None,
     },
-    "it is not of our kind: it has attention_dir bidirectional, not causal; act_fn silu, not relu or gelu": {
+    "it is not of our kind: it has act_fn silu, not relu or gelu or gelu_new; attention_dir left, "
+    "not causal or bidirectional": {
         "act_fn": "silu",
-        "attention_dir": "bidirectional",
+        "attention_dir": "left",
     },
     "it is not of our kind: it has normalization_type LNPre, not LN or None (load it without folding LayerNorm)": {
         "normalization_type": "LNPre"
     },
-    "it is not of our kind: it has 3 heads of 5 in a d_model of 20": {"n_heads": 3},
     "it is not of our kind: it has attn_scale 1.0, not the root of d_head": {"attn_scale": 1.0},
 }
 

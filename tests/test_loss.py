@@ -1,8 +1,11 @@
 """The two kinds of loss in numbers worked out by hand; how tokens are averaged, and that pads are free; and that a
 regression case, declared here in full, trains as it stands."""
 
+import io
+import json
 from dataclasses import fields, replace
 from fractions import Fraction
+from functools import partial
 
 import chex
 import equinox as eqx
@@ -10,16 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from cases import find
 from siitjax.causal.case import PAD, Case
 from siitjax.causal.circuit import Variable
 from siitjax.causal.data import Uniform
 from siitjax.causal.loss import CrossEntropy, SquaredError
+from siitjax.io.model_card import card
 from siitjax.model.nodes import head, mlp
 from siitjax.model.transformer import Transformer, init_transformer
-from siitjax.siit.evaluate import evaluate
-from siitjax.siit.metrics import shares
+from siitjax.siit.evaluate import count, evaluate
+from siitjax.siit.fresh_pairs import summary_table
+from siitjax.siit.metrics import read_shares, shares
 from siitjax.siit.objective import term_losses
 from siitjax.siit.train import Hyperparams, Stop, TrainConfig, draw_data, make_train
 
@@ -222,3 +228,25 @@ def test_a_regression_case_trains_as_any_other():
     assert (loss[-1] < 0.5 * loss[0]).all()
     assert (np.asarray(metrics.changed.of)[: int(state.epoch)] > 0).all()
     assert int(metrics.base.right[int(state.epoch) - 1]) > int(metrics.base.right[0])
+
+
+def test_how_far_numbers_are_off_is_told_beside_the_share_right():
+    model = init_transformer(FRACTION.config, key=jax.random.key(0))
+    base, _ = FRACTION.draw(12, 12, np.random.default_rng(0))
+    source, mask = np.roll(base, 1, 0), FRACTION.circuit.nodes.mask([mlp(0)])
+    measure = jax.jit(partial(count, key=jax.random.key(0)), static_argnums=1)
+    found = measure(model, FRACTION, jnp.asarray(base), jnp.asarray(source))
+    swapped = jax.jit(jax.vmap(lambda b, s: model(b, (mask, model(s)[1]))[0]))(jnp.asarray(base), jnp.asarray(source))
+    clean = jax.jit(jax.vmap(lambda b: model(b)[0]))(jnp.asarray(base))
+    share = lambda tokens: [0.0, *(tokens[1:i].count(2) / (i - 1) for i in range(2, len(tokens) + 1))]
+    labels, sources = (np.array([share(row.tolist()) for row in rows]) for rows in (base, source))
+    off = lambda answers, labels: np.abs(np.asarray(answers)[..., 0] - labels).mean()
+    told = shares(found)
+    assert told.mean_error == pytest.approx(off(clean, labels), rel=1e-5)
+    assert told.node_mean_error[1] == pytest.approx(off(swapped, sources), rel=1e-5)
+    assert read_shares(json.loads(json.dumps(told.to_json()))).mean_error == pytest.approx(told.mean_error)
+    text = io.StringIO()
+    Console(file=text, width=120).print(summary_table(FRACTION, found, 12))
+    assert f"mean absolute error {told.mean_error:.3g}" in " ".join(text.getvalue().split())
+    assert "right within 0.1" in text.getvalue()
+    assert f"in the label's unit, is {told.mean_error:.3g} with" in card(FRACTION, told, {}, 1, ("BOS",))

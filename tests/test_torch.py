@@ -48,6 +48,7 @@ with_hooked = pytest.mark.skipif(not HAS_HOOKED, reason="TransformerLens 4 has n
 MODELS = {
     "attn_only": VARIANTS["attn_only"],
     "gelu_no_layer_norm": replace(VARIANTS["no_layer_norm"], act_fn="gelu"),
+    "bidirectional": VARIANTS["bidirectional"],
     "1+2": cases.build("1+2").config,
 }
 every_model = pytest.mark.parametrize("config", MODELS.values(), ids=tuple(MODELS))

@@ -15,7 +15,9 @@ from tests.hooked import BATCH, FELT, RELU, SEQ, Named, every_variant, random_mo
 
 
 @every_variant
-def test_a_later_token_never_changes_what_is_earlier(config):
+def test_a_later_token_never_changes_what_is_earlier_where_attention_is_causal(config):
+    if not config.causal:
+        return
     model, tokens = random_model(config), random_tokens(config, SEQ)
     changed = np.where(np.eye(SEQ, dtype=bool)[1:], (tokens + 1) % config.d_vocab, tokens)
     before = jax.device_get(run_model(model, np.tile(tokens, (BATCH, 1))))
@@ -79,14 +81,15 @@ def test_adding_or_removing_parts_leaves_the_other_initial_weights_as_they_were(
         np.testing.assert_array_equal(after[key], before[key], err_msg=key)
 
 
-SIZES = ("n_layers", "d_model", "d_head", "n_ctx", "d_vocab", "d_vocab_out", "d_mlp")
+SIZES = ("n_layers", "d_model", "d_head", "n_ctx", "d_vocab", "d_vocab_out", "d_mlp", "heads")
 REFUSED = {
     **{f"{name} is 0; it must be greater than 0": {name: 0} for name in SIZES},
     "n_layers is -1; it must be greater than 0": {"n_layers": -1},
     "init_gain is 0.0; it must be greater than 0": {"init_gain": 0.0},
     "init_gain is nan; it must be greater than 0": {"init_gain": float("nan")},
-    "d_head 6 does not divide d_model 20; choose one that does": {"d_head": 6},
-    'act_fn is "gleu"; did you mean "gelu"? It must be one of relu, gelu': {"act_fn": "gleu"},
+    "d_head 6 does not divide d_model 20; choose one that does, or say how many heads a layer has": {"d_head": 6},
+    'act_fn is "gleu"; did you mean "gelu"? It must be one of relu, gelu, gelu_new': {"act_fn": "gleu"},
+    'attention_dir is "both"; it must be one of causal, bidirectional': {"attention_dir": "both"},
 }
 
 

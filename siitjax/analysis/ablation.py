@@ -116,7 +116,7 @@ def _ablated(
     held = eqx.tree_at(lambda a: a.embed, jax.tree.map(value, activations), None)
     logits, _ = PLAIN.run(model, samples, (case.circuit.unused_mask[None], held))
     labels, _ = jax.vmap(case.circuit)(samples)
-    own = case.token_mask(samples)
+    own = case.counted_mask(samples)
     return Tally((case.loss.correct(logits[:, 0], labels) & own).sum(), own.sum())
 
 
@@ -132,7 +132,7 @@ def _wrong(
     size = AT_ONCE if len(masks) % AT_ONCE == 0 else len(masks)
 
     def count(base, source):
-        own = case.token_mask(base)
+        own = case.counted_mask(base)
 
         def under(masks):
             outputs, labels = interchange(model, case.circuit, base, source, masks, form=form)

@@ -166,7 +166,7 @@ def ablation_effects(
     n_layers, width = model.config.n_layers, model.config.mlp_width
     own_run = jax.vmap(model)(samples)[1]
     labels, _ = jax.vmap(case.circuit)(samples)
-    own = case.token_mask(samples)
+    own = case.counted_mask(samples)
     posts, streams = own_run.post, own_run.stream
     assert posts is not None
     assert streams is not None

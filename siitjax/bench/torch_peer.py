@@ -35,6 +35,7 @@ def hooked_config(config: TransformerConfig) -> HookedTransformerConfig:
         d_mlp=None if config.attn_only else config.mlp_width,
         act_fn=config.act_fn,
         attn_only=config.attn_only,
+        attention_dir=config.attention_dir,
         normalization_type="LN" if config.layer_norm else None,
         device="cpu",
     )

@@ -25,6 +25,8 @@ PAIRS = 16
 SUMS, STEP, OFFSET = 4, 0.01, 0.3819660
 """Of an array of numbers: how many sums, to what they are rounded, and the shift that keeps simple fractions away from
 where rounding would be decided by the last bit."""
+COUNTED, SOURCES = "the tokens that count", "the sources"
+"""What stands beside the variables where a case says which tokens count, and which sources a base has."""
 QUICKLY = {"xla_backend_optimization_level": 0}
 """How XLA compiles what runs once."""
 
@@ -109,6 +111,10 @@ def compute(case: Case, samples: Samples) -> Computed:
         source = jax.tree.map(lambda x: jnp.roll(x, 1, 0)[:pairs], values)
         of = {v.name: x for v, x in zip(circuit.ordered, values[1:], strict=True) if v.node is not None}
         variables = {**of, circuit.variables[-1].name: labels}
+        if case.counted is not None:
+            variables |= {COUNTED: case.counted_mask(tokens)}
+        if case.sources is not None:
+            variables |= {SOURCES: case.source_of(tokens, jnp.roll(tokens, 1, 0), jax.random.key(0))}
         nodes = circuit.nodes.named(circuit.circuit_mask)
         swaps = {str(node): swapped(tokens[:pairs], circuit.nodes.mask([node]), source) for node in nodes}
         return Computed(*({name: _digest(np.asarray(x)) for name, x in d.items()} for d in (variables, swaps)))

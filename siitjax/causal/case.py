@@ -3,24 +3,29 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
+from siitjax.base.choice import check_choice
 from siitjax.base.errors import UserError
 from siitjax.causal.circuit import Circuit, Counterfactual, Variable
 from siitjax.causal.data import Stratum, draw_split, every_string
 from siitjax.causal.loss import CrossEntropy, Loss
+from siitjax.causal.sources import Sources
 from siitjax.model.checks import check_tokens
-from siitjax.model.transformer import TransformerConfig
+from siitjax.model.transformer import ActivationName, AttentionDirection, TransformerConfig
 
 BOS = 0
 """The index of the token that begins every string: a vocabulary begins with it."""
 PAD = 1
 """The index of the second token of every vocabulary."""
+Counted = Literal["last"] | Callable[[Int[Array, " seq"]], Bool[Array, " seq"]]
+LATER = {"heads": None, "attention_dir": "causal"}
+"""What `TransformerConfig` did not have once, and how it was then."""
 
 
 @runtime_checkable
@@ -55,12 +60,25 @@ class Case:
         n_ctx: tokens a sample, BOS included.
         loss: cross-entropy for classes, squared error for numbers.
         init_gain: gain of the Xavier normal initialisation.
+        n_heads: heads a layer; None for d_model / d_head.
+        act_fn, attn_only, layer_norm, attention_dir: what else the transformer is, as `TransformerConfig` says; where
+            attention is "bidirectional", variables may read later positions.
         counterfactual: what a swap changes, "causal" or "frozen"; see `siitjax.causal.circuit`.
         tasks: of a combined case, the tokens that name a task; a sample begins with one, which carries no loss.
         drawn: draws whole samples, in the place of the strata.
+        counted: the tokens whose labels are asked for: None for all of a sample's own; "last" for its last one; or a
+            pure function of one sample's tokens (seq,) that says which (seq,). Losses and metrics are of these alone.
+        sources: which source a base is swapped with, as `siitjax.causal.sources` says; None for any other sample.
 
     Raises:
         UserError: the vocabulary, the sizes or the circuit are not consistent.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> import siitjax
+        >>> case = replace(siitjax.find_case("left_greater"), counted="last", n_ctx=4)
+        >>> case.counted_mask(case.tokens("(()")).tolist()
+        [False, False, False, True]
     """
 
     name: str
@@ -78,6 +96,13 @@ class Case:
     counterfactual: Counterfactual = "causal"
     tasks: tuple[str, ...] = ()
     drawn: Mixture | None = None
+    n_heads: int | None = None
+    act_fn: ActivationName = "relu"
+    attn_only: bool = False
+    layer_norm: bool = True
+    attention_dir: AttentionDirection = "causal"
+    counted: Counted | None = None
+    sources: Sources | None = None
 
     def __post_init__(self):
         if self.vocabulary[:2] != ("BOS", "PAD") or len(set(self.vocabulary)) != len(self.vocabulary):
@@ -94,6 +119,25 @@ class Case:
         if label.dtype.kind not in self.loss.takes:
             kinds = "numbers, of a float dtype" if "f" in self.loss.takes else "classes, of an integer dtype or bool"
             raise UserError(f"the label is of {label.dtype}, but {self.loss} takes {kinds}")
+        self._check_counted(tokens)
+        if self.sources is not None:
+            source = jax.eval_shape(self.sources, tokens, tokens, jax.random.key(0))
+            if (source.shape, source.dtype.kind) != (tokens.shape, "i"):
+                raise UserError(
+                    f"sources gives {source.dtype} of shape {source.shape} for a base of {self.n_ctx} tokens; it must "
+                    "give the tokens of a sample as long"
+                )
+
+    def _check_counted(self, tokens: jax.ShapeDtypeStruct) -> None:
+        if isinstance(self.counted, str):
+            check_choice("counted", self.counted, ("last",), "It may also be a function of a sample's tokens")
+        elif self.counted is not None:
+            mask = jax.eval_shape(self.counted, tokens)
+            if (mask.shape, mask.dtype) != (tokens.shape, bool):
+                raise UserError(
+                    f"counted gives {mask.dtype} of shape {mask.shape} for {self.n_ctx} tokens; it must give a bool of "
+                    f"shape {tokens.shape}, whether each token counts"
+                )
 
     @cached_property
     def config(self) -> TransformerConfig:
@@ -106,7 +150,12 @@ class Case:
             d_vocab=len(self.vocabulary),
             d_vocab_out=self.n_outputs,
             d_mlp=self.d_mlp,
+            act_fn=self.act_fn,
+            attn_only=self.attn_only,
+            layer_norm=self.layer_norm,
             init_gain=self.init_gain,
+            heads=self.n_heads,
+            attention_dir=self.attention_dir,
         )
 
     @cached_property
@@ -115,14 +164,20 @@ class Case:
         return Circuit(self.variables, self.config.nodes, self.counterfactual)
 
     def describe(self) -> dict[str, Any]:
-        """What decides how it is trained and measured, as JSON has it."""
+        """What decides how it is trained and measured, as JSON has it.
+
+        What older versions did not have stands in it only where it is not as it was in them, so that their files fit.
+        """
+        shape = {name: x for name, x in asdict(self.config).items() if x != LATER.get(name, ...)}
         return {
             "name": self.name,
             "vocabulary": list(self.vocabulary),
             "circuit": {v.name: str(v.node) if v.node else None for v in self.variables},
             "loss": repr(self.loss),
             "counterfactual": self.counterfactual,
-            **asdict(self.config),
+            **({} if self.counted is None else {"counted": self.counts}),
+            **({} if self.sources is None else {"sources": "the case's own"}),
+            **shape,
         }
 
     def with_context(self, n_ctx: int) -> "Case":
@@ -135,7 +190,7 @@ class Case:
         Raises:
             UserError: it has other nodes, tokens or outputs, or too short a context, or the samples are not of it.
         """
-        same = ("n_layers", "n_heads", "attn_only", "d_vocab", "d_vocab_out")
+        same = ("n_layers", "n_heads", "attn_only", "attention_dir", "d_vocab", "d_vocab_out")
         pairs = [(name, getattr(config, name), getattr(self.config, name)) for name in same]
         differ = [f"{name} {theirs}, not {ours}" for name, theirs, ours in pairs if theirs != ours]
         if config.n_ctx < self.n_ctx:
@@ -155,9 +210,30 @@ class Case:
         return self.tasks.index(owner) if owner in self.tasks else None
 
     def token_mask(self, tokens: Int[Array, "*batch seq"]) -> Bool[Array, "*batch seq"]:
-        """A sample's own tokens: those that are counted in losses and metrics. Pads and task tokens are free."""
+        """A sample's own tokens: pads and task tokens are free."""
         first_task = len(self.vocabulary) - len(self.tasks)
         return (tokens != PAD) & (tokens < first_task)
+
+    def counted_mask(self, tokens: Int[Array, "*batch seq"]) -> Bool[Array, "*batch seq"]:
+        """The tokens that losses and metrics count: a sample's own, or those of them that `counted` says."""
+        own = self.token_mask(tokens)
+        if self.counted is None:
+            return own
+        which = _is_last if isinstance(self.counted, str) else lambda tokens, _: self.counted(tokens)
+        return own & jnp.vectorize(which, signature="(s),(s)->(s)")(tokens, own)
+
+    def source_of(
+        self, base: Int[Array, "sample seq"], other: Int[Array, "sample seq"], key: PRNGKeyArray
+    ) -> Int[Array, "sample seq"]:
+        """The source of each base: the other sample, or what the case's own `sources` makes of both."""
+        if self.sources is None:
+            return other
+        return jax.vmap(self.sources)(base, other, jax.random.split(key, len(base))).astype(base.dtype)
+
+    @property
+    def counts(self) -> str:
+        """What is counted, as tables call it."""
+        return "tokens" if self.counted is None else f"{'last' if self.counted == 'last' else 'counted'} tokens"
 
     def draw(
         self, n_train: int, n_validation: int, rng: np.random.Generator
@@ -207,6 +283,11 @@ class Case:
             return self.drawn.every(limit)
         strings = every_string(self._strata(), self.n_ctx - 1, limit)
         return None if strings is None else _with_bos(strings)
+
+
+def _is_last(_: Int[Array, " seq"], own: Bool[Array, " seq"]) -> Bool[Array, " seq"]:
+    at = jnp.arange(len(own))
+    return at == jnp.where(own, at, -1).max()
 
 
 def _with_bos(strings: Int[np.ndarray, "n length"]) -> Int[np.ndarray, "n seq"]:

@@ -128,13 +128,24 @@ class Circuit:
                 )
             if v.node == EMBED:
                 raise UserError(f'the variable "{v.name}" is placed on the embedding, which holds the tokens alone')
-            if v.node is not None:
-                self.nodes.index(v.node)
+            if v.node is not None and v.node not in self.nodes.nodes:
+                self._refuse(v, v.node)
         try:
             ordered = self.ordered
         except CycleError as error:
             raise UserError(f"the variables read each other in a circle: {' -> '.join(error.args[1])}") from None
         self._check_reachable(ordered)
+
+    def _refuse(self, v: Variable, node: Node) -> None:
+        """Raises UserError that says where the variable can be placed."""
+        if isinstance(node, str):
+            self.nodes.index(node)
+        none = "" if self.nodes.has_mlp else ", which has no MLPs"
+        places = ", ".join(map(str, self.nodes.nodes[1:]))
+        raise UserError(
+            f'the variable "{v.name}" is placed on {node}, but there is no node {node} in this transformer{none}; '
+            f"place it on one of {places}"
+        )
 
     def _check_reachable(self, ordered: tuple[Variable, ...]) -> None:
         """What a node's variables read must lie on nodes before it, on the same node, or on none."""
@@ -144,8 +155,8 @@ class Circuit:
             if v.node is not None:
                 if late := [n for n in read if n != v.node and n.depth >= v.node.depth]:
                     raise UserError(
-                        f'the variable "{v.name}" on {v.node} reads what {late[0]} holds, which comes no earlier; '
-                        "place it on a later node"
+                        f'the variable "{v.name}" on {v.node} reads what {late[0]} holds, which comes no earlier '
+                        f"({v.node} is at depth {v.node.depth}, {late[0]} at {late[0].depth}); place it on a later node"
                     )
                 read = {v.node}
             behind[v.name] = read

@@ -15,7 +15,7 @@ from math import ceil
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, Shaped
 
 from siitjax.base.errors import UserError
 from siitjax.causal.case import PAD, Case
@@ -23,6 +23,8 @@ from siitjax.causal.circuit import Counterfactual, Variable
 from siitjax.causal.data import shares
 from siitjax.model.nodes import Node, head, mlp
 
+TRANSFORMER = ("act_fn", "layer_norm", "attention_dir")
+"""What the combined transformer has of its parts, which must be the same in all of them."""
 LEAST_WIDTH = 32
 """The least d_model that is chosen unasked."""
 
@@ -65,7 +67,8 @@ def combine(
         counterfactual: what a swap changes, see `siitjax.causal.circuit`.
 
     Raises:
-        UserError: there are no cases, their losses differ, a token of one names a task, or a layer has too few heads.
+        UserError: there are no cases, their losses or transformers differ, a token of one names a task, or a layer has
+            too few heads.
 
     Example:
         >>> import siitjax
@@ -77,6 +80,9 @@ def combine(
         raise UserError("no cases were given to combine; name one or more")
     if len({(case.loss, case.init_gain) for case in cases}) > 1:
         raise UserError(f"the losses or initial gains of {', '.join(c.name for c in cases)} differ; give them the same")
+    for name in TRANSFORMER:
+        if len(kinds := {str(getattr(case, name)) for case in cases}) > 1:
+            raise UserError(f"the cases differ in {name}: {', '.join(sorted(kinds))}; give all of them the same")
     parts = _parts(cases)
     tasks = tuple(f"{part.name}:" for part in parts)
     own = tuple(dict.fromkeys(token for part in parts for token in part.tokens))
@@ -102,8 +108,42 @@ def combine(
         n_ctx=1 + max(case.n_ctx for case in cases),
         loss=cases[0].loss,
         init_gain=cases[0].init_gain,
+        attn_only=all(case.attn_only for case in cases) and not selection,
+        **{name: getattr(cases[0], name) for name in TRANSFORMER},
         counterfactual=counterfactual,
+        counted=partial(_counted, parts, vocabulary) if any(case.counted is not None for case in cases) else None,
+        sources=partial(_sources, parts, vocabulary) if any(case.sources is not None for case in cases) else None,
     )
+
+
+def _counted(parts: tuple[Part, ...], vocabulary: tuple[str, ...], tokens: Int[Array, " seq"]) -> Bool[Array, " seq"]:
+    """The tokens that count in a combined sample: those that count in the named task's own."""
+    own = (jnp.roll(_seen(_folding(part, vocabulary), tokens), -1) for part in parts)
+    masks = [part.case.counted_mask(sample) for part, sample in zip(parts, own, strict=True)]
+    task = jnp.clip(tokens[0] - (len(vocabulary) - len(parts)), 0, len(parts) - 1)
+    return jnp.roll(jnp.stack(masks)[task], 1)
+
+
+def _sources(
+    parts: tuple[Part, ...],
+    vocabulary: tuple[str, ...],
+    base: Int[Array, " seq"],
+    other: Int[Array, " seq"],
+    key: PRNGKeyArray,
+) -> Int[Array, " seq"]:
+    """The source of a combined base: where the other sample is of the same task, what that task's own sampler gives."""
+    first_task = len(vocabulary) - len(parts)
+
+    def of(part: Part) -> Int[Array, " seq"]:
+        if part.case.sources is None:
+            return other
+        n_ctx, folding = part.case.n_ctx, jnp.asarray(_folding(part, vocabulary))
+        tokens = jnp.array([vocabulary.index(token) for token in part.tokens], base.dtype)
+        own = part.case.sources(*(folding[sample[1 : 1 + n_ctx]] for sample in (base, other)), key)
+        return base.at[1 : 1 + n_ctx].set(tokens[own])
+
+    made = jnp.stack([of(part) for part in parts])[jnp.clip(base[0] - first_task, 0, len(parts) - 1)]
+    return jnp.where(base[0] == other[0], made, other)
 
 
 def _parts(cases: Sequence[Case]) -> tuple[Part, ...]:

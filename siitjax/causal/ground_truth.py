@@ -46,13 +46,13 @@ def edge_effects(case: Case) -> dict[Edge, float]:
     """
     circuit = replace(case.circuit, counterfactual="causal")  # the other rule knows no edges
     base, _ = case.draw(PAIRS, PAIRS // 4, np.random.default_rng(0))
-    source = jnp.asarray(np.roll(base, 1, 0))
+    source = case.source_of(jnp.asarray(base), jnp.asarray(np.roll(base, 1, 0)), jax.random.key(0))
     masks = np.stack([circuit.nodes.edge_mask([edge]) for edge in circuit.edges])
 
     @jax.jit
     def changed(base, source):
         labels = edge_labels(circuit, base, source, EdgeSwaps.of_all(masks, len(base)))
-        own = case.token_mask(base)[:, None]
+        own = case.counted_mask(base)[:, None]
         clean = jax.vmap(lambda tokens: circuit(tokens)[0])(base)[:, None]
         differs = ~case.loss.same(labels, jnp.broadcast_to(clean, labels.shape)) & own
         return differs.sum((0, 2)), own.sum()
@@ -69,7 +69,8 @@ def ground_truth(case: Case, measured: Mapping[str, Measured] | None = None) -> 
             whose label the swap changes; it is then told of each edge.
 
     A variable's values are those that it took, at any position, in 5,000 samples with nothing swapped. The tolerance
-    says how far a number may be off and still count as right, in the label's unit; None where labels are classes. The
+    says how far a number may be off and still count as right, in the label's unit; None where labels are classes. Where
+    not all of a sample's tokens count, "counted" says which do. The
     edges are those whose swap changes a label, each with the share that it changes; silent ones stand apart.
     """
     circuit, effects = case.circuit, edge_effects(case)
@@ -92,6 +93,7 @@ def ground_truth(case: Case, measured: Mapping[str, Measured] | None = None) -> 
         "label": case.variables[-1].name,
         "loss": type(case.loss).__name__,
         "tolerance": getattr(case.loss, "tolerance", None),
+        **({} if case.counted is None else {"counted": case.counts}),
         "counterfactual": case.counterfactual,
         "nodes": [str(node) for node in circuit.nodes],
         "hooks": [node.hook for node in circuit.nodes],

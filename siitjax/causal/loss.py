@@ -105,6 +105,12 @@ class SquaredError:
         """Whether every number of a token is within the tolerance of its label."""
         return (jnp.abs(outputs - labels) <= self.tolerance).all(-1)
 
+    def error(
+        self, outputs: Float[Array, "*batch seq out"], labels: Float[Array, "*batch seq out"]
+    ) -> Float[Array, "*batch seq"]:
+        """The mean absolute error of each token's numbers, in the label's own unit."""
+        return jnp.abs(outputs - labels).mean(-1)
+
     def same(
         self, labels: Float[Array, "*batch seq out"], others: Float[Array, "*batch seq out"]
     ) -> Bool[Array, "*batch seq"]:

@@ -190,7 +190,7 @@ def build(
     Args:
         width_factor: of a combined case; 0 for a d_model of 32, or more where the heads need it.
         d_head: of a combined case; 0 for 8, or the largest part's.
-        d_mlp: width of an MLP; None for 4 d_model.
+        d_mlp: width of an MLP; None for a single case's own, and 4 d_model of a combined one.
         share_heads, selection: see `siitjax.causal.combine`; without a choice, the answer has a node of its own under
             the causal rule and none under the frozen one, as in the original.
 
@@ -199,7 +199,7 @@ def build(
     """
     parts = [replace(case, init_gain=init_gain) for case in find_all(names)]
     if len(parts) == 1:
-        return replace(parts[0], counterfactual=counterfactual, d_mlp=d_mlp)
+        return replace(parts[0], counterfactual=counterfactual, d_mlp=d_mlp or parts[0].d_mlp)
     return combine(
         parts,
         width_factor=width_factor or None,
@@ -239,7 +239,7 @@ def described(description: dict[str, Any]) -> Case:
 
     makers = [partial(together, a, b) for a, b in product((False, True), (True, False))]
     if len(parts) == 1:  # which may also be combined with no other, as the least that sweeps.capacity trains
-        makers.insert(0, partial(replace, parts[0], n_ctx=n_ctx, **layout))
+        makers.insert(0, partial(replace, parts[0], n_ctx=n_ctx, **layout, **_transformer(description)))
     for make in makers:
         try:
             case = make()
@@ -256,7 +256,15 @@ def resized(case: Case, description: dict[str, Any]) -> Case:
     """The case in a transformer of the sizes that `Case.describe` gave."""
     case = case.with_context(description.get("n_ctx", case.n_ctx))
     kept = ("d_model", "d_head", "d_mlp", "init_gain", "counterfactual")
-    return replace(case, **{name: description[name] for name in kept if name in description})
+    same = {name: description[name] for name in kept if name in description}
+    return replace(case, **same, **_transformer(description))
+
+
+def _transformer(description: dict[str, Any]) -> dict[str, Any]:
+    """What `Case.describe` said of the transformer beside its sizes; nothing where it was not said."""
+    kept = {name: description[name] for name in ("act_fn", "attn_only", "layer_norm") if name in description}
+    later = {"n_heads": description.get("heads"), "attention_dir": description.get("attention_dir", "causal")}
+    return {**kept, **later} if kept else {}
 
 
 def number(names: str) -> str:

@@ -55,7 +55,7 @@ class Evaluate(Command):
         metrics = measure(trained.case, trained.model, batches, self.seed, screen if self.exhaustive else None)
         config, member = trained.case.config, trained.about["member"]
         screen.print(f"{trained.case.name}: {config.n_layers} layers, d_model {config.d_model}, seed {member['seed']}")
-        screen.print(summary_table(metrics, n, trained.metrics))
+        screen.print(summary_table(trained.case, metrics, n, trained.metrics))
         if self.nodes:
             screen.print(node_table(trained.case, metrics))
         if self.edges:

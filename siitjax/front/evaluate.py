@@ -101,7 +101,7 @@ class Evaluation:
         text = StringIO()
         screen = Console(file=text, width=WIDTH, highlight=False)
         screen.print(f"{self.case.name}")
-        screen.print(summary_table(self.counts, self.pairs))
+        screen.print(summary_table(self.case, self.counts, self.pairs))
         screen.print(node_table(self.case, self.counts))
         if self.counts.edges is not None:
             for table in edge_tables(self.case, self.counts.edges):

@@ -138,6 +138,8 @@ class Run:
     def __str__(self) -> str:
         known = {"accuracy": "accuracy", "iia": "IIA", "changed_iia": "changed IIA", "siia": "SIIA"}
         said = ", ".join(f"{words} {percent(getattr(self.metrics, name))}" for name, words in known.items())
+        if self.metrics.mean_error is not None:
+            said += f", mean absolute error {self.metrics.mean_error:.3g}"
         end = f"{self.stop.name.lower()} after {self.epochs} epochs, {self.seconds:.1f} s"
         return f"{self.case.name}, seed {self.seed}: {end}; {said}"
 

@@ -166,15 +166,16 @@ def card(
 def _label(case: Case) -> str:
     """What an answer is, what it was trained by, and when it is right, in a sentence."""
     name, n, loss = case.variables[-1].name, case.n_outputs, case.loss
+    which = "" if case.counted is None else f" The loss and the metrics are of {case.counts} alone."
     if not loss.label_shape(n):
         return (
             f"The label of a token is `{name}`, one of {n} classes. The loss is {type(loss).__name__}; "
-            "an answer is right when its largest logit is the label's."
+            f"an answer is right when its largest logit is the label's.{which}"
         )
     numbers, right = ("a number", "it is") if n == 1 else (f"{n} numbers", "each is")
     tolerance = getattr(loss, "tolerance", None)
     when = "" if tolerance is None else f"; an answer is right when {right} off by no more than {tolerance:g}"
-    return f"The label of a token is `{name}`, {numbers}. The loss is {type(loss).__name__}{when}."
+    return f"The label of a token is `{name}`, {numbers}. The loss is {type(loss).__name__}{when}.{which}"
 
 
 def drawing(circuit: Circuit) -> str:
@@ -200,6 +201,7 @@ def _metrics(circuit: Circuit, metrics: Shares) -> str:
             "|---|---|---|",
             *(f"| {name} | {percent(getattr(metrics, name))} | {words} |" for name, words in SHARES.items()),
             "",
+            *_errors(metrics),
             "Of each circuit node, swapped alone:",
             "",
             "| node | labels that its swap changes | IIA | changed IIA |",
@@ -212,13 +214,26 @@ def _metrics(circuit: Circuit, metrics: Shares) -> str:
     )
 
 
+def _errors(metrics: Shares) -> list[str]:
+    """How far numeric labels were off, where they are numbers."""
+    if metrics.mean_error is None:
+        return []
+    worst = max(metrics.node_mean_error, default=metrics.mean_error)
+    return [
+        f"The mean absolute error, in the label's unit, is {metrics.mean_error:.3g} with nothing swapped, and "
+        f"{worst:.3g} under the worst swap of one circuit node.",
+        "",
+    ]
+
+
 def _edges(case: Case, metrics: Shares) -> str:
     """What is promised of swaps of edges."""
     if metrics.counts is None or metrics.counts.edges is None:
         return "\n\nOnly swaps of single nodes, and of unused ones, were measured. Nothing is promised of other swaps."
     measured = metrics.counts.edges
     lines = [
-        f"\n\nThis model {holding(case, measured)}. In % of tokens, in brackets of those whose label the swap changes:",
+        f"\n\nThis model {holding(case, measured)}. In % of {case.counts}, in brackets of those whose label the swap "
+        "changes:",
         "",
         "| swap | all of the kind | the worst of them |",
         "|---|---|---|",

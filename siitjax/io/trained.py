@@ -138,9 +138,10 @@ def _file(path: Path) -> Path:
 
 def _check_described(file: Path, case: Case, about: dict[str, Any], keys: Iterable[str]) -> None:
     ours, said_of = case.describe(), about.get("member", {}).get("case", {})
-    for key in keys:
-        if key in said_of and ours[key] != (said := said_of[key]):
-            own = json.dumps(ours[key])
+    both = [key for key in keys if key in said_of] + (["counted", "sources"] if said_of else [])
+    for key in both:
+        if ours.get(key) != (said := said_of.get(key)):
+            own = json.dumps(ours.get(key))
             raise UserError(
                 f"{file} was trained on another case: its {key} is {json.dumps(said)}, not {own}; give that case"
             )

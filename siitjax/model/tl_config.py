@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from math import isclose
-from typing import Any
+from typing import Any, get_args
 
 from siitjax.base.errors import UserError
-from siitjax.model.transformer import ACTIVATION_FUNCTIONS, LN_EPS, TransformerConfig
+from siitjax.model.transformer import ACTIVATION_FUNCTIONS, LN_EPS, AttentionDirection, TransformerConfig
 
 OURS: dict[str, Any] = {
     "positional_embedding_type": "standard",
-    "attention_dir": "causal",
     "eps": LN_EPS,
     "use_attn_scale": True,
     "scale_attn_by_inverse_layer_idx": False,
@@ -27,7 +26,8 @@ OURS: dict[str, Any] = {
     "post_embedding_ln": False,
     "use_normalization_before_and_after": False,
 }
-"""What our transformer does wherever TransformerLens offers a choice; sizes, LayerNorm or none, and act_fn are free."""
+"""What our transformer does wherever TransformerLens offers a choice; sizes, LayerNorm or none, act_fn and
+attention_dir are free."""
 
 
 def lens_config(config: TransformerConfig) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def lens_config(config: TransformerConfig) -> dict[str, Any]:
         "attn_only": config.attn_only,
         "normalization_type": "LN" if config.layer_norm else None,
         "positional_embedding_type": OURS["positional_embedding_type"],
-        "attention_dir": OURS["attention_dir"],
+        "attention_dir": config.attention_dir,
         "eps": OURS["eps"],
         "init_weights": False,
     }
@@ -66,10 +66,12 @@ def from_lens_config(fields: Mapping[str, Any], where: str) -> TransformerConfig
         other.append(f"normalization_type {normalisation}, not LN or None (load it without folding LayerNorm)")
     if act_fn not in ACTIVATION_FUNCTIONS:
         other.append(f"act_fn {act_fn}, not {' or '.join(ACTIVATION_FUNCTIONS)}")
+    direction, directions = fields.get("attention_dir", "causal"), get_args(AttentionDirection)
+    if direction not in directions:
+        other.append(f"attention_dir {direction}, not {' or '.join(directions)}")
     d_model, d_head = fields["d_model"], fields["d_head"]
     n_heads = fields.get("n_heads", -1)
-    if n_heads != -1 and n_heads * d_head != d_model:
-        other.append(f"{n_heads} heads of {d_head} in a d_model of {d_model}")
+    heads = None if n_heads in (-1, None) or n_heads * d_head == d_model else n_heads
     scale = fields.get("attn_scale", -1.0)
     if scale != -1.0 and not isclose(scale, d_head**0.5, rel_tol=1e-6):
         other.append(f"attn_scale {scale}, not the root of d_head")
@@ -88,4 +90,6 @@ def from_lens_config(fields: Mapping[str, Any], where: str) -> TransformerConfig
         act_fn=act_fn,
         attn_only=attn_only,
         layer_norm=normalisation == "LN",
+        heads=heads,
+        attention_dir=direction,
     )

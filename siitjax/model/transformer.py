@@ -9,7 +9,7 @@ PyTree is its TransformerLens key ("blocks.0.attn.W_Q"), so exporting weights is
 import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import equinox as eqx
 import jax
@@ -23,7 +23,13 @@ from siitjax.model.checks import check_mask, check_positions, check_source, chec
 from siitjax.model.nodes import NodeList
 
 LN_EPS = 1e-5
-ACTIVATION_FUNCTIONS = {"relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
+ACTIVATION_FUNCTIONS = {
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+}
+ActivationName = Literal["relu", "gelu", "gelu_new"]
+AttentionDirection = Literal["causal", "bidirectional"]
 
 
 @dataclass(frozen=True)
@@ -32,19 +38,26 @@ class TransformerConfig:
 
     Attributes:
         n_layers: blocks.
-        d_model: width of the residual stream; d_model / d_head is the number of heads.
+        d_model: width of the residual stream.
         d_head: width of a head.
         n_ctx: longest sequence, in tokens.
         d_vocab: input tokens.
         d_vocab_out: output classes, or output numbers a token.
         d_mlp: width of an MLP; None for 4 d_model.
-        act_fn: "relu" or "gelu" (the exact one).
+        act_fn: "relu", "gelu" (the exact one) or "gelu_new" (its approximation by tanh, as GPT-2 has it).
         attn_only: no MLPs.
         layer_norm: pre-LayerNorm with weight and bias (TransformerLens' "LN"), or none at all.
         init_gain: gain of the Xavier normal initialisation.
+        heads: heads a layer; None for d_model / d_head. `n_heads` says how many there are.
+        attention_dir: "causal", a position sees those before it, or "bidirectional", it sees all.
 
     Raises:
-        UserError: a size is not positive, d_head does not divide d_model, or act_fn is unknown.
+        UserError: a size is not positive, d_head does not divide d_model and heads is None, or a word is unknown.
+
+    Example:
+        >>> from siitjax import TransformerConfig
+        >>> TransformerConfig(2, d_model=26, d_head=6, n_ctx=10, d_vocab=7, d_vocab_out=3, heads=4).n_heads
+        4
     """
 
     n_layers: int
@@ -54,24 +67,36 @@ class TransformerConfig:
     d_vocab: int
     d_vocab_out: int
     d_mlp: int | None = None
-    act_fn: Literal["relu", "gelu"] = "relu"
+    act_fn: ActivationName = "relu"
     attn_only: bool = False
     layer_norm: bool = True
     init_gain: float = 1.0
+    heads: int | None = None
+    attention_dir: AttentionDirection = "causal"
 
     def __post_init__(self):
-        for name in ("n_layers", "d_model", "d_head", "n_ctx", "d_vocab", "d_vocab_out", "d_mlp", "init_gain"):
+        sizes = ("n_layers", "d_model", "d_head", "n_ctx", "d_vocab", "d_vocab_out", "d_mlp", "init_gain", "heads")
+        for name in sizes:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} is {value}; it must be greater than 0")
-        if self.d_model % self.d_head:
-            raise UserError(f"d_head {self.d_head} does not divide d_model {self.d_model}; choose one that does")
+        if self.heads is None and self.d_model % self.d_head:
+            raise UserError(
+                f"d_head {self.d_head} does not divide d_model {self.d_model}; choose one that does, or say how many "
+                "heads a layer has"
+            )
         check_choice("act_fn", self.act_fn, tuple(ACTIVATION_FUNCTIONS))
+        check_choice("attention_dir", self.attention_dir, get_args(AttentionDirection))
 
     @property
     def n_heads(self) -> int:
         """Attention heads a layer."""
-        return self.d_model // self.d_head
+        return self.d_model // self.d_head if self.heads is None else self.heads
+
+    @property
+    def causal(self) -> bool:
+        """Whether a position sees nothing of those after it."""
+        return self.attention_dir == "causal"
 
     @property
     def mlp_width(self) -> int:
@@ -135,9 +160,12 @@ class Unembed(eqx.Module):
 
 
 def plain_attention(
-    q: Float[Array, "seq head d_head"], k: Float[Array, "seq head d_head"], v: Float[Array, "seq head d_head"]
+    q: Float[Array, "seq head d_head"],
+    k: Float[Array, "seq head d_head"],
+    v: Float[Array, "seq head d_head"],
+    causal: bool = True,
 ) -> Float[Array, "seq head d_head"]:
-    """Every position mixes the values at and before it, by softmax(q k / sqrt(d_head)); unbatched.
+    """Every position mixes the values at and before it (of all, not causal), by softmax(q k / sqrt(d_head)); unbatched.
 
     `siitjax.model.cpu.attention` computes the same for a batch, faster on a CPU.
 
@@ -145,8 +173,10 @@ def plain_attention(
     """
     seq, _, d_head = q.shape
     scores = jnp.einsum("qhd,khd->hqk", q, k) / d_head**0.5
-    past = jnp.tril(jnp.ones((seq, seq), bool))
-    pattern = jax.nn.softmax(jnp.where(past[None], scores, -jnp.inf), axis=-1)
+    if causal:
+        past = jnp.tril(jnp.ones((seq, seq), bool))
+        scores = jnp.where(past[None], scores, -jnp.inf)
+    pattern = jax.nn.softmax(scores, axis=-1)
     return jnp.einsum("hqk,khd->qhd", pattern, v)
 
 
@@ -161,6 +191,7 @@ class Attention(eqx.Module):
     b_K: Float[Array, "head d_head"]
     b_V: Float[Array, "head d_head"]
     b_O: Float[Array, " d_model"]
+    causal: bool = eqx.field(static=True, default=True)
 
     def z(self, x: Float[Array, "seq d_model"] | Float[Array, "head seq d_model"]) -> Float[Array, "seq head d_head"]:
         """What each head read, before W_O: the site `hook_z`. Heads may see the stream alike, or each its own."""
@@ -168,7 +199,7 @@ class Attention(eqx.Module):
             jnp.einsum("sm,hmd->shd" if x.ndim == 2 else "hsm,hmd->shd", x, w) + b[None]
             for w, b in ((self.W_Q, self.b_Q), (self.W_K, self.b_K), (self.W_V, self.b_V))
         )
-        return plain_attention(q, k, v)
+        return plain_attention(q, k, v, self.causal)
 
     def out(self, z: Float[Array, "seq head d_head"]) -> Float[Array, "seq d_model"]:
         """What the heads together write to the residual stream."""
@@ -383,6 +414,7 @@ def init_transformer(config: TransformerConfig, *, key: PRNGKeyArray) -> Transfo
             b_K=jnp.zeros((n_heads, d_head)),
             b_V=jnp.zeros((n_heads, d_head)),
             b_O=jnp.zeros(d_model),
+            causal=config.causal,
         )
         if config.attn_only:
             return Block(layer_norm(), attn, None, None)

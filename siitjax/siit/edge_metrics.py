@@ -207,7 +207,7 @@ def count_edges(
         )
         sources = jnp.concatenate([source, base])
         _, there = form.run(model, sources)
-        own = case.token_mask(base)[:, None]
+        own = case.counted_mask(base)[:, None]
         unswapped = jax.vmap(lambda tokens: circuit(tokens)[0])(base)[:, None]
 
         def group(swaps):
@@ -268,7 +268,7 @@ def holding(case: Case, metrics: EdgeMetrics) -> str:
 def edge_tables(case: Case, metrics: EdgeMetrics) -> tuple[Table, Table]:
     """A line for each kind of swap, and one for each edge of the circuit."""
     table = Table(box=box.SIMPLE_HEAD, title="Swaps of every kind", title_justify="left")
-    for column in ("% of tokens (of those whose label changes)", "mean", "worst", "worst swap", "holds"):
+    for column in (f"% of {case.counts} (of those whose label changes)", "mean", "worst", "worst swap", "holds"):
         table.add_column(column, justify="right" if column in ("mean", "worst") else "left")
     for row in rows(case, metrics):
         swap = row.worst_changed_swap or row.worst_swap

@@ -17,7 +17,7 @@ from siitjax.model.forms import Form, fastest, summed_over_chunks
 from siitjax.model.nodes import EMBED
 from siitjax.model.transformer import Transformer
 from siitjax.siit.interchange import interchange_by_depth
-from siitjax.siit.metrics import Metrics, Tally
+from siitjax.siit.metrics import Errors, Metrics, Tally
 from siitjax.siit.objective import swappable
 
 CHUNK = 250
@@ -43,7 +43,8 @@ def evaluate(
     """
     case.check_fits(model.config, samples)
     order_key, subset_key = jax.random.split(key)
-    sources = samples[jax.random.permutation(order_key, len(samples))]
+    others = samples[jax.random.permutation(order_key, len(samples))]
+    sources = case.source_of(samples, others, jax.random.fold_in(order_key, 1))
     return count(model, case, samples, sources, key=subset_key, embedding=embedding, form=form)
 
 
@@ -80,17 +81,20 @@ def count(
             each = [jnp.broadcast_to(masks, (len(base), *masks.shape[-2:])) for _, masks in groups]
             groups = [(EMBED.depth, jnp.concatenate(each, 1))]
         outputs, labels = interchange_by_depth(model, circuit, base, source, groups, embedding=embedding, form=form)
-        own = case.token_mask(base)[:, None]
+        own = case.counted_mask(base)[:, None]
         right = case.loss.correct(outputs, labels) & own
         own = jnp.broadcast_to(own, right.shape)
         changed = ~case.loss.same(labels, jnp.broadcast_to(labels[:, :1], labels.shape)) & own
         total = lambda which: which.sum((0, 2))
         tokens = Tally(total(right), total(own))
         whole = (right == own).all(2)
-        return tokens, Tally(total(right & changed), total(changed)), Tally(whole.sum(0), jnp.ones_like(whole).sum(0))
+        changes = Tally(total(right & changed), total(changed))
+        off = getattr(case.loss, "error", None)  # of numbers alone
+        errors = None if off is None else total(jnp.where(own, off(outputs, labels), 0.0))
+        return tokens, changes, Tally(whole.sum(0), jnp.ones_like(whole).sum(0)), errors
 
     size = form.at_once or CHUNK
-    tokens, changed, whole = summed_over_chunks(chunk, size, base, source, subsets)
+    tokens, changed, whole, errors = summed_over_chunks(chunk, size, base, source, subsets)
     nodes, unused = 1 + np.flatnonzero(is_circuit), 1 + np.flatnonzero(~is_circuit)
     return Metrics(
         base=tokens.at(0),
@@ -100,6 +104,7 @@ def count(
         unused=tokens.at(unused),
         joint=tokens.at(-2),
         subset=tokens.at(-1),
+        errors=None if errors is None else Errors(errors[0], errors[nodes], errors[unused]),
     )
 
 

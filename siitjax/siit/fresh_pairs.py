@@ -39,7 +39,7 @@ def list_batches(case: Case, pairs: int, seed: int, *, exhaustive: bool = False)
     rng = np.random.default_rng(seed)
     every = case.every(EVERY) if exhaustive else None
     bases = [] if every is None else np.array_split(every, range(BATCH, len(every), BATCH))
-    batches = [(base, _strings(case, len(base), rng)) for base in bases]
+    batches = [(base, _sources(case, base, _strings(case, len(base), rng), rng)) for base in bases]
     left = max(pairs, MILLION) if exhaustive else pairs
     return batches + list(_random(case, left, rng))
 
@@ -47,7 +47,16 @@ def list_batches(case: Case, pairs: int, seed: int, *, exhaustive: bool = False)
 def _random(case: Case, pairs: int, rng: np.random.Generator) -> Iterator[Batch]:
     for start in range(0, pairs, BATCH):
         base = _strings(case, min(BATCH, pairs - start), rng)
-        yield base, rng.permutation(base)
+        yield base, _sources(case, base, rng.permutation(base), rng)
+
+
+def _sources(
+    case: Case, base: Int[np.ndarray, "n seq"], other: Int[np.ndarray, "n seq"], rng: np.random.Generator
+) -> Int[np.ndarray, "n seq"]:
+    if case.sources is None:
+        return other
+    key = jax.random.key(int(rng.integers(2**31)))
+    return np.asarray(case.source_of(jnp.asarray(base), jnp.asarray(other), key))
 
 
 def _strings(case: Case, n: int, rng: np.random.Generator) -> Int[np.ndarray, "n seq"]:
@@ -65,7 +74,8 @@ def measure(case: Case, model: Transformer, batches: list[Batch], seed: int, scr
     found = None
     for i, (base, source) in enumerate(shown):
         counts = _count(case, model, jnp.asarray(base), jnp.asarray(source), jax.random.fold_in(root, i))
-        counts = jax.tree.map(lambda x: np.asarray(x, np.int64), counts)  # waited for, so that the bar is true
+        wide = lambda x: np.asarray(x, np.float64 if x.dtype.kind == "f" else np.int64)
+        counts = jax.tree.map(wide, counts)  # waited for, so that the bar is true
         found = counts if found is None else jax.tree.map(np.add, found, counts)
     assert found is not None
     return found
@@ -102,18 +112,30 @@ def held_by_node(case: Case) -> dict[str, list[str]]:
     return held
 
 
-def summary_table(metrics: Metrics, pairs: int, stored: Shares | None = None) -> Table:
+def summary_table(case: Case, metrics: Metrics, pairs: int, stored: Shares | None = None) -> Table:
     """What was measured, a line a metric, beside the figures that are stored."""
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column(f"% of tokens, {pairs} pairs")
+    tolerance = getattr(case.loss, "tolerance", None)
+    within = "" if tolerance is None else f", right within {tolerance:g}"
+    table.add_column(f"% of {case.counts}, {pairs} pairs{within}")
     for column in ("measured", "stored") if stored is not None else ("measured",):
         table.add_column(column, justify="right")
     names = {"iia": "IIA", "changed_iia": "changed IIA", "worst_changed_iia": "changed IIA, worst node", "siia": "SIIA"}
     names |= {"joint_siia": "joint SIIA", "subset_siia": "subset SIIA"}
+    sides = (shares(metrics),) if stored is None else (shares(metrics), stored)
     for name, words in ({"accuracy": "accuracy"} | names).items():
-        sides = (shares(metrics),) if stored is None else (shares(metrics), stored)
         table.add_row(words, *(percent(getattr(side, name)) for side in sides))
+    if metrics.errors is not None:
+        table.add_section()
+        table.add_row("mean absolute error", *(_unit(side.mean_error) for side in sides))
+        worst = (max(side.node_mean_error, default=None) for side in sides)
+        table.add_row("the same under a node's swap, worst", *map(_unit, worst))
     return table
+
+
+def _unit(error: float | None) -> str:
+    """A mean absolute error, in the label's unit."""
+    return "-" if error is None else f"{error:.3g}"
 
 
 def node_table(case: Case, metrics: Metrics) -> Table:

@@ -12,10 +12,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from siitjax.base.share import exact
 
+Summed = Float[Array, "*swap"] | Float[np.ndarray, "*swap"] | np.floating
 Counted = Int[Array, "*swap"] | Int[np.ndarray, "*swap"]
 
 
@@ -61,6 +62,21 @@ class EdgeMetrics(eqx.Module):
     changed: Tally
 
 
+class Errors(eqx.Module):
+    """Absolute errors of numeric labels, summed over the tokens that count; in the label's unit, averaged over a
+    token's numbers.
+
+    Attributes:
+        base: with nothing swapped.
+        node: when a circuit node is swapped, one at a time.
+        unused: when an unused node is swapped, one at a time.
+    """
+
+    base: Summed
+    node: Summed
+    unused: Summed
+
+
 class Metrics(eqx.Module):
     """Answers counted over a validation set; those of the same case may be added up, leaf by leaf.
 
@@ -73,6 +89,7 @@ class Metrics(eqx.Module):
         joint: the same, all unused nodes swapped together.
         subset: the same, a random subset of them swapped together, each with probability 1/2, drawn for each sample.
         edges: what was right under swaps of every kind; None where that was not measured.
+        errors: how far numbers were off; None where labels are classes.
     """
 
     base: Tally
@@ -83,6 +100,7 @@ class Metrics(eqx.Module):
     joint: Tally
     subset: Tally
     edges: EdgeMetrics | None = None
+    errors: Errors | None = None
 
     @property
     def perfect(self) -> Bool[Array, "*epoch"] | Bool[np.ndarray, "*epoch"] | np.bool_:
@@ -122,6 +140,9 @@ class Shares:
         perfect: whether accuracy, IIA and SIIA count no token wrong.
         counts: what they are shares of; None where a file of an older version kept only the shares, in float32: they
             are then what its decimals say, but for the changed labels, of which the counts are known.
+        mean_error: where labels are numbers, the mean absolute error of a token with nothing swapped, in the label's
+            unit.
+        node_mean_error: the same when each circuit node is swapped; empty where labels are classes.
     """
 
     accuracy: Fraction
@@ -138,15 +159,20 @@ class Shares:
     node_siia: tuple[Fraction, ...]
     perfect: bool
     counts: Metrics | None
+    mean_error: float | None = None
+    node_mean_error: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has them: the shares in float64, null where there is none, and beside them the exact counts."""
         listed = {name: getattr(self, name) for name in NAMES}
         counts = None if self.counts is None else _nested(self.counts)
-        return {**{name: _number(value) for name, value in listed.items()}, "counts": counts}
+        errors = {} if self.mean_error is None else {name: _number(getattr(self, name)) for name in ERRORS}
+        return {**{name: _number(value) for name, value in listed.items()}, **errors, "counts": counts}
 
 
-NAMES = tuple(f.name for f in fields(Shares) if f.name != "counts")
+ERRORS = ("mean_error", "node_mean_error")
+"""What there is of numeric labels alone."""
+NAMES = tuple(f.name for f in fields(Shares) if f.name not in ("counts", *ERRORS))
 
 
 def shares(metrics: Metrics) -> Shares:
@@ -157,6 +183,7 @@ def shares(metrics: Metrics) -> Shares:
     """
     changed = metrics.changed.shares
     each = lambda tally: tuple(tally.at(i).share for i in range(len(tally.of)))
+    errors = metrics.errors
     return Shares(
         accuracy=metrics.base.share,
         iia=metrics.node.share,
@@ -172,6 +199,8 @@ def shares(metrics: Metrics) -> Shares:
         node_siia=each(metrics.unused),
         perfect=bool(metrics.perfect),
         counts=metrics,
+        mean_error=None if errors is None else float(errors.base) / int(metrics.base.of),
+        node_mean_error=() if errors is None else tuple((errors.node / metrics.node.of).tolist()),
     )
 
 
@@ -184,9 +213,11 @@ def read_shares(found: Mapping[str, Any]) -> Shares:
     if found.get("counts") is not None:
         counts = dict(found["counts"])
         edges = counts.pop("edges", None)
-        tallies = {f.name: _tally(counts[f.name]) for f in fields(Metrics) if f.name != "edges"}
+        far = counts.pop("errors", None)
+        tallies = {name: _tally(found) for name, found in counts.items()}
+        off = None if far is None else Errors(**{name: np.asarray(sums, float) for name, sums in far.items()})
         read = None if edges is None else EdgeMetrics(_tally(edges["tokens"]), _tally(edges["changed"]))
-        return shares(Metrics(**tallies, edges=read))
+        return shares(Metrics(**tallies, edges=read, errors=off))
     one = lambda x: None if x is None else exact(np.float32(x))
     read = {name: found[name] for name in NAMES}
     old: dict[str, Any] = {name: tuple(map(one, x)) if isinstance(x, list) else one(x) for name, x in read.items()}

@@ -130,7 +130,7 @@ def term_losses(
     embedding: bool = False,
     form: Form | None = None,
 ) -> Float[Array, " mask"]:
-    """The loss under each mask: the mean over a sample's own tokens, then over the batch.
+    """The loss under each mask: the mean over a sample's counted tokens, then over the batch.
 
     The loss's unit is its kind's: nats for cross-entropy.
 
@@ -139,7 +139,7 @@ def term_losses(
     """
     case.check_fits(model.config, base, source)
     outputs, labels = interchange(model, case.circuit, base, source, masks, embedding=embedding, form=form)
-    return _mean_over_own(case.loss.per_token(outputs, labels), case.token_mask(base)).mean(0)
+    return _mean_over_own(case.loss.per_token(outputs, labels), case.counted_mask(base)).mean(0)
 
 
 def edge_term_losses(
@@ -160,7 +160,7 @@ def edge_term_losses(
     outputs, labels = interchange_edges(model, case.circuit, base, source, swaps, form=form)
     changed = ~case.loss.same(labels, jnp.broadcast_to(labels[:, :1], labels.shape))
     losses = case.loss.per_token(outputs, labels)
-    return _mean_over_own(losses * jnp.where(changed, 1 + w_changed, 1.0), case.token_mask(base)).mean(0)
+    return _mean_over_own(losses * jnp.where(changed, 1 + w_changed, 1.0), case.counted_mask(base)).mean(0)
 
 
 def _mean_over_own(losses: Float[Array, "batch mask seq"], own: Bool[Array, "batch seq"]) -> Float[Array, "batch mask"]:

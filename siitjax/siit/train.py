@@ -201,6 +201,8 @@ class Purpose(IntEnum):
     MASKS = 4
     VALIDATION = 5
     FINAL = 6
+    SOURCES_DRAWN = 7
+    """What a case's own sampler of sources takes."""
 
 
 def draw_key(root: PRNGKeyArray, purpose: Purpose, step: int | Int[Array, ""] = 0) -> PRNGKeyArray:
@@ -383,7 +385,8 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
             return metrics
         pairs = samples[:EDGE_PAIRS]
         order_key, edge_key = jax.random.split(jax.random.fold_in(key, 1))
-        sources = pairs[jax.random.permutation(order_key, len(pairs))]
+        others = pairs[jax.random.permutation(order_key, len(pairs))]
+        sources = case.source_of(pairs, others, jax.random.fold_in(order_key, 1))
         return replace(metrics, edges=count_edges(model, case, pairs, sources, key=edge_key, each=each, form=form))
 
     def init(hyper, root):
@@ -406,7 +409,9 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
             base, source, count = now
             key = draw_key(state.root, Purpose.MASKS, count)
             done = (count / (steps * config.epochs)).astype(jnp.float32)
-            return step(hyper, learner, data.train[base], data.train[source], key, done)
+            source_key = draw_key(state.root, Purpose.SOURCES_DRAWN, count)
+            sources = case.source_of(data.train[base], data.train[source], source_key)
+            return step(hyper, learner, data.train[base], sources, key, done)
 
         (model, opt_state), losses = jax.lax.scan(body, (state.model, state.opt_state), (bases, sources, counts))
         metrics = validate(data, replace(state, model=model))

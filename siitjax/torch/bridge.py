@@ -15,8 +15,9 @@ def to_bridge(source: Source, *, device: str = "cpu") -> TransformerBridge:
     """The TransformerBridge of a transformer, a model's folder, or a shipped model's name.
 
     It is `TransformerBridge.boot_native`, of TransformerLens 3.9 or later, with our weights. It carries all of our
-    config: LayerNorm or none, learned positions, relu or exact gelu, no MLPs, d_vocab_out other than d_vocab, attention
-    over sqrt(d_head), an unembedding with a bias. Its hooks go by HookedTransformer's names too, with the same shapes.
+    config: LayerNorm or none, learned positions, each act_fn, no MLPs, d_vocab_out other than d_vocab, any number of
+    heads, either attention_dir, attention over sqrt(d_head), an unembedding with a bias. Its hooks go by
+    HookedTransformer's names too, with the same shapes.
 
     Raises:
         UserError: it is no model.

@@ -169,6 +169,9 @@ def _interchanges(
     bases, sources = (samples[rng.permutation(len(samples))] for _ in range(2))
     for at in range(0, len(samples), batch_size):
         base, source = bases[at : at + batch_size], sources[at : at + batch_size]
+        if case.sources is not None:
+            key = jax.random.key(int(rng.integers(2**31)))
+            source = np.asarray(case.source_of(jnp.asarray(base), jnp.asarray(source), key))
         chosen = int(rng.integers(len(nodes)))
         labels = _counted(case, base, counterfactual(base, source, masks[chosen]))
         yield Interchange(_tensor(base), _tensor(source), nodes[chosen], labels)
@@ -187,7 +190,7 @@ def _counted(
     case: Case, samples: Int[np.ndarray | Array, "sample seq"], labels: Shaped[Array, "sample seq *label"]
 ) -> Tensor:
     """The labels, those of tokens that do not count taken out."""
-    free = ~torch.from_numpy(np.array(case.token_mask(jnp.asarray(samples))))
+    free = ~torch.from_numpy(np.array(case.counted_mask(jnp.asarray(samples))))
     found = torch.from_numpy(np.array(labels))
     if found.is_floating_point():
         found[free] = torch.nan

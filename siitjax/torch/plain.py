@@ -1,6 +1,7 @@
 """The transformer as a plain torch.nn.Module, with the state dict of TransformerLens and no need of it."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +13,11 @@ from siitjax.model.nodes import Node
 from siitjax.model.transformer import LN_EPS, TransformerConfig
 from siitjax.torch.source import Source, tensors, transformer
 
-ACTIVATION_FUNCTIONS = {"relu": functional.relu, "gelu": functional.gelu}
+ACTIVATION_FUNCTIONS = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "gelu_new": partial(functional.gelu, approximate="tanh"),
+}
 
 
 def to_torch(source: Source) -> "TorchTransformer":
@@ -76,6 +81,7 @@ class Attention(nn.Module):
         self.W_Q, self.W_K, self.W_V = (_zeros(heads, d_model, d_head) for _ in range(3))
         self.b_Q, self.b_K, self.b_V = (_zeros(heads, d_head) for _ in range(3))
         self.W_O, self.b_O = _zeros(heads, d_head, d_model), _zeros(d_model)
+        self.causal = config.causal
 
     def z(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq head d_head"]:
         """What each head reads from where it looks, before W_O."""
@@ -83,7 +89,7 @@ class Attention(nn.Module):
             torch.einsum("bsm,hmd->bhsd", x, w) + b[:, None]
             for w, b in ((self.W_Q, self.b_Q), (self.W_K, self.b_K), (self.W_V, self.b_V))
         )
-        return functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2)
 
     def out(self, z: Float[Tensor, "batch seq head d_head"]) -> Float[Tensor, "batch seq d_model"]:
         """What the heads together write to the residual stream."""

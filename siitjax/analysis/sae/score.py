@@ -212,7 +212,7 @@ def interchange_latents(
     The matched latents take the source's values; what the dictionary does not rebuild stays the base's.
     """
     pairs, case = ground.pairs, ground.case
-    own = case.token_mask(pairs.base)
+    own = case.counted_mask(pairs.base)
     latents = _each(dictionary.encode, pairs.x)
 
     def one(x_source, labels, matched):
@@ -233,7 +233,7 @@ def interchange_latents(
 def _spliced(ground: Ground, dictionary: Dictionary) -> tuple[Tally, Tally]:
     """Tokens answered right with the reconstruction in the site's place: nothing swapped, and each circuit node."""
     pairs, case, model, site = ground.pairs, ground.case, ground.model, ground.site
-    own = case.token_mask(pairs.base)
+    own = case.counted_mask(pairs.base)
 
     def right(activations, swap, labels):
         rebuilt = _each(

@@ -1,9 +1,10 @@
-"""Causal attention for XLA's CPU backend, several times faster than einsum where heads are small.
+"""Attention for XLA's CPU backend, several times faster than einsum where heads are small.
 
 Heads 4 or 5 wide and sequences 15 long are too small for matrix products. Here the batch is the last axis, so that
 every operation is one long vector operation over it, and sums over d_head and over keys are written out. Queries
 come in blocks, each with the keys up to its last query alone: little of the upper triangle is computed, and the
-program stays short. The gradient is written by hand, of the same kernels.
+program stays short. Where attention is bidirectional, there is one block, of all. The gradient is written by hand, of
+the same kernels.
 
 Arrays are (head, d_head, seq, batch); a pattern is one (head, query, key, batch) array a block.
 """
@@ -26,23 +27,26 @@ BLOCKS = 3
 """Blocks of queries: more compute less of the upper triangle, and take longer to compile."""
 
 
-def _blocks(seq: int) -> list[tuple[int, int]]:
-    """The first query of each block, and the one after its last."""
-    size = -(-seq // BLOCKS)
+def _blocks(seq: int, causal: bool) -> list[tuple[int, int]]:
+    """The first query of each block, and the one after its last, which is also the one after its last key."""
+    size = -(-seq // BLOCKS) if causal else seq
     return [(start, min(start + size, seq)) for start in range(0, seq, size)]
 
 
-def _scores(x: Heads, y: Heads) -> Pattern:
+def _scores(x: Heads, y: Heads, causal: bool) -> Pattern:
     """<x[i], y[j]>, for each query i and key j of a block."""
     _, d_head, seq, _ = x.shape
-    return [_sum(x[:, d, start:end, None] * y[:, d, None, :end] for d in range(d_head)) for start, end in _blocks(seq)]
+    blocks = _blocks(seq, causal)
+    return [_sum(x[:, d, start:end, None] * y[:, d, None, :end] for d in range(d_head)) for start, end in blocks]
 
 
-def _softmax(scores: Pattern, seq: int, scale: float) -> Pattern:
+def _softmax(scores: Pattern, seq: int, scale: float, causal: bool) -> Pattern:
     pattern = []
-    for (start, end), block in zip(_blocks(seq), scores, strict=True):
-        past = np.arange(start, end)[:, None] >= np.arange(end)[None]
-        block = jnp.where(past[None, :, :, None], block * scale, -jnp.inf)
+    for (start, end), block in zip(_blocks(seq, causal), scores, strict=True):
+        block = block * scale
+        if causal:
+            past = np.arange(start, end)[:, None] >= np.arange(end)[None]
+            block = jnp.where(past[None, :, :, None], block, -jnp.inf)
         e = jnp.exp(block - block.max(2, keepdims=True))
         pattern.append(e / _over_keys(operator.add, e))
     return pattern
@@ -52,15 +56,15 @@ def _softmax_backward(pattern: Pattern, gradient: Pattern, scale: float) -> Patt
     return [p * (dp - _over_keys(operator.add, p * dp)) * scale for p, dp in zip(pattern, gradient, strict=True)]
 
 
-def _mix(pattern: Pattern, x: Heads) -> Heads:
+def _mix(pattern: Pattern, x: Heads, causal: bool) -> Heads:
     """For each query i, the sum over keys j of pattern[i, j] x[j]."""
-    blocks = zip(_blocks(x.shape[2]), pattern, strict=True)
+    blocks = zip(_blocks(x.shape[2], causal), pattern, strict=True)
     return jnp.concatenate([_sum(p[:, None, :, j] * x[:, :, None, j] for j in range(end)) for (_, end), p in blocks], 2)
 
 
-def _mix_transposed(pattern: Pattern, x: Heads) -> Heads:
+def _mix_transposed(pattern: Pattern, x: Heads, causal: bool) -> Heads:
     """For each key j, the sum over queries i of pattern[i, j] x[i]."""
-    blocks = _blocks(x.shape[2])
+    blocks = _blocks(x.shape[2], causal)
     parts = [
         _sum(p[:, None, i - start] * x[:, :, i, None] for i in range(start, end))
         for (start, end), p in zip(blocks, pattern, strict=True)
@@ -108,41 +112,40 @@ def _merging(function: Callable[..., Any]) -> Callable[..., Any]:
     return merging
 
 
-def _pattern(q: Heads, k: Heads) -> Pattern:
-    softmax = partial(_softmax, seq=q.shape[2], scale=q.shape[1] ** -0.5)
-    return walled(softmax, walled(_scores, q, k))
+def _pattern(q: Heads, k: Heads, causal: bool) -> Pattern:
+    softmax = partial(_softmax, seq=q.shape[2], scale=q.shape[1] ** -0.5, causal=causal)
+    return walled(softmax, walled(partial(_scores, causal=causal), q, k))
 
 
-@_merging
-def _forward(q: Heads, k: Heads, v: Heads) -> Heads:
-    return walled(_mix, _pattern(q, k), v)
+def _forward(q: Heads, k: Heads, v: Heads, causal: bool) -> Heads:
+    return walled(partial(_mix, causal=causal), _pattern(q, k, causal), v)
 
 
-@_merging
-def _backward(q: Heads, k: Heads, v: Heads, dz: Heads) -> tuple[Heads, Heads, Heads]:
+def _backward(q: Heads, k: Heads, v: Heads, dz: Heads, causal: bool) -> tuple[Heads, Heads, Heads]:
     # The pattern is computed again: that costs less than to keep it.
-    p = _pattern(q, k)
+    p = _pattern(q, k, causal)
+    scores, mix, transposed = (partial(stage, causal=causal) for stage in (_scores, _mix, _mix_transposed))
     softmax_backward = partial(_softmax_backward, scale=q.shape[1] ** -0.5)
-    ds = walled(softmax_backward, p, walled(_scores, dz, v))
-    return walled(_mix, ds, k), walled(_mix_transposed, ds, q), walled(_mix_transposed, p, dz)
+    ds = walled(softmax_backward, p, walled(scores, dz, v))
+    return walled(mix, ds, k), walled(transposed, ds, q), walled(transposed, p, dz)
 
 
-@jax.custom_vjp
+def _differentiable(causal: bool) -> Callable[[Heads, Heads, Heads], Heads]:
+    forward, backward = (_merging(partial(function, causal=causal)) for function in (_forward, _backward))
+    attention = jax.custom_vjp(lambda q, k, v: forward(q, k, v))
+    attention.defvjp(lambda q, k, v: (attention(q, k, v), (q, k, v)), lambda saved, dz: backward(*saved, dz))
+    return attention
+
+
+_ATTENTION = {causal: _differentiable(causal) for causal in (True, False)}
+
+
 def unrolled_attention(
     q: Float[Array, "head d_head seq batch"],
     k: Float[Array, "head d_head seq batch"],
     v: Float[Array, "head d_head seq batch"],
+    causal: bool = True,
 ) -> Float[Array, "head d_head seq batch"]:
-    """Every position mixes the values at and before it, by softmax(q k / sqrt(d_head)); see `plain_attention`."""
-    return _forward(q, k, v)
-
-
-def _saved(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-    return unrolled_attention(q, k, v), (q, k, v)
-
-
-def _gradient(saved: tuple[Array, Array, Array], dz: Array) -> tuple[Array, Array, Array]:
-    return _backward(*saved, dz)
-
-
-unrolled_attention.defvjp(_saved, _gradient)
+    """Every position mixes the values at and before it (of all, not causal), by softmax(q k / sqrt(d_head)); see
+    `plain_attention`."""
+    return _ATTENTION[causal](q, k, v)

@@ -147,7 +147,7 @@ def _z(attn: Attention, ln: LayerNorm | None, x: Streams) -> Float[Array, "head 
     w = jnp.concatenate([attn.W_Q, attn.W_K, attn.W_V], -1)
     b = jnp.concatenate([attn.b_Q, attn.b_K, attn.b_V], -1)
     q, k, v = jnp.split(jax.vmap(lambda w, b, x: _affine(w, b, x, ln))(w, b, _scaled_heads(x, ln)), 3, 1)
-    return unrolled_attention(q, k, v)
+    return unrolled_attention(q, k, v, attn.causal)
 
 
 def _affine(w: Float[Array, "read feature"], b: Float[Array, " feature"], x: Stream, ln: LayerNorm | None) -> Array:

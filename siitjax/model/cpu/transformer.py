@@ -97,7 +97,7 @@ def _z(attn: Attention, ln: LayerNorm | None, x: Columns) -> Heads:
         _affine(w.transpose(1, 0, 2).reshape(len(x), -1), b.ravel(), read, ln).reshape(*heads, x.shape[1], -1)
         for w, b in ((attn.W_Q, attn.b_Q), (attn.W_K, attn.b_K), (attn.W_V, attn.b_V))
     )
-    return unrolled_attention(q, k, v).reshape(*heads, *x.shape[1:])
+    return unrolled_attention(q, k, v, attn.causal).reshape(*heads, *x.shape[1:])
 
 
 def _affine(w: Float[Array, "read feature"], b: Float[Array, " feature"], x: Columns, ln: LayerNorm | None = None):

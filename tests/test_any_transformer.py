@@ -3,6 +3,7 @@ trains, is measured at nodes and edges alike in both forms, and comes back from 
 
 import json
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,7 +87,9 @@ def test_the_cards_code_loads_it_into_transformer_lens(run, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path / "folder")
     code = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)[0]
     here = {}
-    exec(code.replace("print", "#"), here)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TransformerLens 3 says that this class is not in 4
+        exec(code.replace("print", "#"), here)
     tokens = here["tokens"]
     theirs = here["model"](tokens).detach().numpy()[0]
     np.testing.assert_allclose(run.model(jnp.asarray(tokens[0], jnp.int32))[0], theirs, rtol=0, atol=1e-5)
@@ -103,21 +106,21 @@ def test_both_forms_count_the_same_at_nodes_and_edges(run):
 
 
 def test_where_there_are_no_mlps_none_holds_a_variable():
-    words = 'the variable "several" is placed on MLP0, but there is no node MLP0 in this transformer, which has no MLPs'
-    with pytest.raises(UserError, match=f"^{words}; place it on one of L0H0, L0H1, L0H2$"):
+    words = r'the variable "several" cannot live on MLP0: there is no node MLP0; the nodes are embed, L0H0, L0H1, L0H2'
+    with pytest.raises(UserError, match=f"^{words}"):
         replace(SEVERAL, attn_only=True)
     alone = replace(SEVERAL, attn_only=True, variables=(SEVERAL.variables[0], Variable("label", ("after",), several)))
     assert [str(node) for node in alone.circuit.nodes] == ["embed", "L0H0", "L0H1", "L0H2"]
-    assert combine([alone, alone], selection=False).config.attn_only
-    assert not combine([alone, alone]).config.attn_only
+    assert combine([alone, alone], selection=False, width_factor=None).config.attn_only
+    assert not combine([alone, alone], width_factor=None).config.attn_only
 
 
 def test_a_shape_that_cannot_be_is_told_in_one_line():
     with pytest.raises(UserError, match=r"^d_head 4 does not divide d_model 10; choose one that does, or say "):
         replace(SEVERAL, n_heads=None)
-    with pytest.raises(UserError, match=r"^heads is 0; it must be greater than 0$"):
+    with pytest.raises(UserError, match=r"^heads is 0; it must be greater than 0"):
         replace(SEVERAL, n_heads=0)
-    with pytest.raises(UserError, match=r"^the cases differ in act_fn: gelu_new, relu; give all of them the same$"):
+    with pytest.raises(UserError, match=r"^the cases differ in act_fn: gelu_new, relu; give all of them the same"):
         combine([SEVERAL, replace(SEVERAL, act_fn="relu")])
 
 

@@ -57,14 +57,14 @@ def test_fresh_pairs_are_the_cases_own():
 
 
 def test_of_several_tasks_each_has_its_own():
-    both = combine([NEAR, ANY])
+    both = combine([NEAR, ANY], width_factor=None)
     base, _ = both.draw(80, 4, np.random.default_rng(0))
     other = np.roll(base, 1, 0)
     found = np.asarray(both.source_of(jnp.asarray(base), jnp.asarray(other), jax.random.key(0)))
     first, same = base[:, 0] == len(both.vocabulary) - 2, base[:, 0] == other[:, 0]
     assert ((found != base).sum(1)[first & same] == 1).all()
     np.testing.assert_array_equal(found[~(first & same)], other[~(first & same)])
-    assert combine([ANY, ANY]).sources is None
+    assert combine([ANY, ANY], width_factor=None).sources is None
 
 
 def test_what_is_said_of_a_case_says_that_it_has_its_own():
@@ -82,5 +82,5 @@ def test_a_sampler_that_gives_no_sample_is_told_in_one_line():
         check_labels(replace(ANY, sources=lambda base, other, key: base + 9))
     with pytest.raises(UserError, match=r"^the tokens are \(2,\); give two at least"):
         OneChanged((2,))
-    with pytest.raises(UserError, match=r"^p is 2; it must be from 0 to 1$"):
-        OneChanged(LETTERS, p=2)
+    with pytest.raises(UserError, match=r"^p is 2.0; it must be from 0 to 1$"):
+        OneChanged(LETTERS, p=2.0)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from siitjax.causal.case import Case
+from siitjax.causal.circuit import unit_name
 
 SAMPLES = 64
 """Of each task, those that variables are computed on; four times as many are drawn."""
@@ -115,8 +116,7 @@ def compute(case: Case, samples: Samples) -> Computed:
             variables |= {COUNTED: case.counted_mask(tokens)}
         if case.sources is not None:
             variables |= {SOURCES: case.source_of(tokens, jnp.roll(tokens, 1, 0), jax.random.key(0))}
-        nodes = circuit.nodes.named(circuit.circuit_mask)
-        swaps = {str(node): swapped(tokens[:pairs], circuit.nodes.mask([node]), source) for node in nodes}
+        swaps = {unit_name(u): swapped(tokens[:pairs], circuit.nodes.mask(u), source) for u in circuit.units}
         return Computed(*({name: _digest(np.asarray(x)) for name, x in d.items()} for d in (variables, swaps)))
 
 

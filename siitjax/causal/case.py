@@ -172,7 +172,7 @@ class Case:
         return {
             "name": self.name,
             "vocabulary": list(self.vocabulary),
-            "circuit": {v.name: str(v.node) if v.node else None for v in self.variables},
+            "circuit": {v.name: v.place for v in self.variables},
             "loss": repr(self.loss),
             "counterfactual": self.counterfactual,
             **({} if self.counted is None else {"counted": self.counts}),

@@ -4,9 +4,10 @@ A `Variable` is declared once: its name, what it reads, the pure function that c
 it lives. Which node swaps which variable, which edges carry it, and what a swap does to the labels, follows from that.
 """
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from graphlib import CycleError, TopologicalSorter
 from typing import Literal, get_args
 
@@ -41,18 +42,39 @@ class Variable:
         name: what other variables read it by.
         reads: the variables that `compute` takes, in order; "tokens" is the input.
         compute: a pure jax function of those variables' values, each (seq, ...), that returns (seq, ...).
-        node: where it lives; None for plumbing that no node holds and that is always recomputed.
+        node: where it lives; several nodes that hold it together; or None for plumbing that no node holds and that is
+            always recomputed.
+
+    Nodes that hold a variable together are swapped together: its value is the source's when all of them are swapped,
+    over every edge by which a reader sees them, from one source, at the same positions. They also see what it reads
+    alike. A swap of some of them leaves the variable as it is in the causal model, and what a transformer makes of such
+    a swap is not promised: none is drawn in training, and none is counted. Nor is an edge between them.
 
     Example:
         >>> from siitjax.model.nodes import mlp
         >>> Variable("is_two", ("tokens",), lambda tokens: tokens == 2, mlp(0)).value(jnp.array([1, 2])).tolist()
         [False, True]
+        >>> from siitjax import Variable, head, mlp
+        >>> Variable("sign", ("tokens",), lambda tokens: tokens > 2, (head(0, 1), mlp(0))).place
+        'L0H1+MLP0'
     """
 
     name: str
     reads: tuple[str, ...]
     compute: Callable[..., Array]
-    node: Node | None = None
+    node: Node | tuple[Node, ...] | None = None
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes that hold it, in the order in which a transformer computes them; none of plumbing."""
+        if not isinstance(self.node, tuple):
+            return () if self.node is None else (self.node,)
+        return tuple(sorted(self.node, key=lambda node: (node.depth, node.head or 0)))
+
+    @property
+    def place(self) -> str | None:
+        """What its nodes are called; None of plumbing."""
+        return unit_name(self.nodes) or None
 
     def value(self, *read: Shaped[Array, "seq ..."]) -> Shaped[Array, "seq ..."]:
         """What `compute` makes of the values that it reads.
@@ -126,39 +148,39 @@ class Circuit:
                     f'the variable "{v.name}" reads "{min(unknown)}", which is not declared; '
                     f"it can read {', '.join([TOKENS, *names])}"
                 )
-            if v.node == EMBED:
-                raise UserError(f'the variable "{v.name}" is placed on the embedding, which holds the tokens alone')
-            if v.node is not None and v.node not in self.nodes.nodes:
-                self._refuse(v, v.node)
+            if v.node == () or len({*v.nodes}) < len(v.nodes):
+                raise UserError(
+                    f'the variable "{v.name}" is placed on {v.place or "no node"}; name each of its nodes once, or '
+                    "give node=None where none holds it"
+                )
+            for node in v.nodes:
+                if node == EMBED:
+                    raise UserError(f'the variable "{v.name}" is placed on the embedding, which holds the tokens alone')
+                try:
+                    self.nodes.index(node)
+                except UserError as error:
+                    if isinstance(node, str):
+                        raise
+                    raise UserError(f'the variable "{v.name}" cannot live on {node}: {error}') from None
         try:
             ordered = self.ordered
         except CycleError as error:
             raise UserError(f"the variables read each other in a circle: {' -> '.join(error.args[1])}") from None
         self._check_reachable(ordered)
 
-    def _refuse(self, v: Variable, node: Node) -> None:
-        """Raises UserError that says where the variable can be placed."""
-        if isinstance(node, str):
-            self.nodes.index(node)
-        none = "" if self.nodes.has_mlp else ", which has no MLPs"
-        places = ", ".join(map(str, self.nodes.nodes[1:]))
-        raise UserError(
-            f'the variable "{v.name}" is placed on {node}, but there is no node {node} in this transformer{none}; '
-            f"place it on one of {places}"
-        )
-
     def _check_reachable(self, ordered: tuple[Variable, ...]) -> None:
         """What a node's variables read must lie on nodes before it, on the same node, or on none."""
         behind: dict[str, set[Node]] = {TOKENS: {EMBED}}
         for v in ordered:
             read = set[Node]().union(*(behind[name] for name in v.reads))
-            if v.node is not None:
-                if late := [n for n in read if n != v.node and n.depth >= v.node.depth]:
+            if v.nodes:
+                last = v.nodes[-1]
+                if late := [n for n in read if n not in v.nodes and n.depth >= last.depth]:
                     raise UserError(
-                        f'the variable "{v.name}" on {v.node} reads what {late[0]} holds, which comes no earlier '
-                        f"({v.node} is at depth {v.node.depth}, {late[0]} at {late[0].depth}); place it on a later node"
+                        f'the variable "{v.name}" on {v.place} reads what {late[0]} holds, which comes no earlier '
+                        f"({last} is at depth {last.depth}, {late[0]} at {late[0].depth}); place it on a later node"
                     )
-                read = {v.node}
+                read = {*v.nodes}
             behind[v.name] = read
 
     @cached_property
@@ -171,12 +193,68 @@ class Circuit:
     @cached_property
     def circuit_mask(self) -> Bool[np.ndarray, " node"]:
         """The nodes that hold a variable. The embedding, whose swap is trivial, is not one of them."""
-        return self.nodes.mask({v.node for v in self.variables if v.node is not None})
+        return self.nodes.mask({node for v in self.variables for node in v.nodes})
 
     @cached_property
     def unused_mask(self) -> Bool[np.ndarray, " node"]:
         """The nodes that hold nothing, the embedding excepted: it holds the tokens."""
         return ~self.circuit_mask & ~self.nodes.mask([EMBED])
+
+    @cached_property
+    def units(self) -> tuple[tuple[Node, ...], ...]:
+        """The circuit's nodes in the sets that are swapped together: those that share a variable; each other alone."""
+        first = self.first_of_unit
+        leaders = [i for i in np.flatnonzero(self.circuit_mask) if first[i] == i]
+        return tuple(self.nodes.named(first == i) for i in leaders)
+
+    @cached_property
+    def first_of_unit(self) -> Int[np.ndarray, " node"]:
+        """The number of the first node of each node's unit; of one that holds nothing, its own."""
+        first = np.arange(len(self.nodes))
+        for _ in self.variables:  # as often as sets may have to be joined
+            for v in self.variables:
+                if (own := [self.nodes.index(node) for node in v.nodes]) and len({*first[own]}) > 1:
+                    first[np.isin(first, first[own])] = first[own].min()
+        return first
+
+    @cached_property
+    def joint(self) -> bool:
+        """Whether several nodes hold a variable together."""
+        return any(len(unit) > 1 for unit in self.units)
+
+    def same_unit(self, one: Node, other: Node) -> bool:
+        """Whether two nodes are swapped together, or are the same one."""
+        if LOGITS in (one, other):
+            return one == other
+        return bool(self.first_of_unit[self.nodes.index(one)] == self.first_of_unit[self.nodes.index(other)])
+
+    @cached_property
+    def within_mask(self) -> Bool[np.ndarray, "reader sender"]:
+        """The edges between nodes of one unit, which no swap of edges swaps."""
+        return self.nodes.edge_mask(edge for edge in self.nodes.possible_edges if self.same_unit(*edge))
+
+    @cached_property
+    def edge_units(self) -> tuple[tuple[Edge, ...], ...]:
+        """The circuit's edges in the sets that are swapped together: those between the same two units."""
+        found: list[list[Edge]] = []
+        for edge in self.edges:
+            same = lambda other, edge=edge: all(map(self.same_unit, edge, other))
+            unit = next((unit for unit in found if same(unit[0])), None)
+            if unit is None:
+                found.append([edge])
+            else:
+                unit.append(edge)
+        return tuple(map(tuple, found))
+
+    @cached_property
+    def first_of_edge_unit(self) -> Int[np.ndarray, " edge"]:
+        """The number of the first edge of each edge's unit, in a mask of edges laid flat; of one that is not in the
+        circuit, its own."""
+        first = np.arange(len(self.nodes) ** 2)
+        for unit in self.edge_units:
+            numbers = [np.flatnonzero(self.nodes.edge_mask([edge]))[0] for edge in unit]
+            first[numbers] = numbers[0]
+        return first
 
     @cached_property
     def edges(self) -> tuple[Edge, ...]:
@@ -188,9 +266,10 @@ class Circuit:
         found: set[Edge] = set()
         for variable in self.ordered:
             read = set[Node]().union(*(holders[name] for name in variable.reads))
-            if variable.node is not None:
-                found |= {(sender, variable.node) for sender in read - {variable.node}}
-                read = {variable.node}
+            if variable.nodes:
+                pairs = ((sender, node) for sender in read for node in variable.nodes)
+                found |= {(a, b) for a, b in pairs if a.depth < b.depth and not self.same_unit(a, b)}
+                read = {*variable.nodes}
             holders[variable.name] = read
         found |= {(sender, LOGITS) for sender in holders[self.variables[-1].name]}
         readers, senders = self.nodes.readers, self.nodes.nodes
@@ -203,12 +282,12 @@ class Circuit:
 
     @cached_property
     def outside_mask(self) -> Bool[np.ndarray, "reader sender"]:
-        """The edges that the transformer has and the circuit has not."""
-        return self.nodes.edge_mask(self.nodes.possible_edges) & ~self.edge_mask
+        """The edges that the transformer has and the circuit has not; none between nodes of one unit."""
+        return self.nodes.edge_mask(self.nodes.possible_edges) & ~self.edge_mask & ~self.within_mask
 
     def at(self, node: Node) -> tuple[Variable, ...]:
         """The variables that live on `node`."""
-        return tuple(v for v in self.variables if v.node == node)
+        return tuple(v for v in self.variables if node in v.nodes)
 
     @matmul_precision()
     def __call__(
@@ -230,15 +309,16 @@ class Circuit:
                 return self._by_reader(tokens, *swap)
         clean = self(tokens)[1] if swap is not None and self.counterfactual == "frozen" else None
 
-        def swapped(node: Node | None, i: int, own: Array) -> Array:
-            if swap is None or node is None or (source := swap[1][i]) is None:
+        def swapped(nodes: tuple[Node, ...], i: int, own: Array) -> Array:
+            if swap is None or not nodes or (source := swap[1][i]) is None:
                 return own
-            kept = None if clean is None or node == EMBED else clean[i]
-            return jnp.where(swap[0][self.nodes.index(node)], source, own if kept is None else kept)
+            kept = None if clean is None or nodes == (EMBED,) else clean[i]
+            of_all = reduce(operator.and_, (swap[0][self.nodes.index(node)] for node in nodes))
+            return jnp.where(of_all, source, own if kept is None else kept)
 
-        values = {TOKENS: swapped(EMBED, 0, tokens)}
+        values = {TOKENS: swapped((EMBED,), 0, tokens)}
         for i, v in enumerate(self.ordered, start=1):
-            values[v.name] = swapped(v.node, i, v.value(*(values[name] for name in v.reads)))
+            values[v.name] = swapped(v.nodes, i, v.value(*(values[name] for name in v.reads)))
         return as_label(values[self.variables[-1].name]), tuple(values.values())
 
     def _check(self, n_tokens: int, mask: Bool[Array | np.ndarray, "..."], source: Values) -> None:
@@ -258,25 +338,26 @@ class Circuit:
             raise UserError('the rule "frozen" knows swaps of nodes alone; swap edges under the rule "causal"')
         variables = {v.name: (i, v) for i, v in enumerate(self.ordered, start=1)}
         nodes, readers = self.nodes.nodes, self.nodes.readers
-        own: dict[tuple[str, Node], Array] = {}
+        own: dict[tuple[str, tuple[Node, ...]], Array] = {}
 
-        def value(name: str, reader: Node) -> Array:
-            """What `reader` sees of a variable. One that no node holds is computed from what the reader sees."""
+        def value(name: str, seen_by: tuple[Node, ...]) -> Array:
+            """What the nodes `seen_by` see of a variable. One that no node holds is computed from what they see."""
             i, variable = variables.get(name, (0, None))
-            node = EMBED if variable is None else variable.node
-            key = name, node or reader
+            held_by = (EMBED,) if variable is None else variable.nodes
+            key = name, held_by or seen_by
             if key not in own:
                 reads = () if variable is None else variable.reads
                 own[key] = tokens if variable is None else variable.value(*(value(read, key[1]) for read in reads))
-            if node is None or node == reader or (held := source[i]) is None:
+            if not held_by or self.same_unit(held_by[0], seen_by[0]) or (held := source[i]) is None:
                 return own[key]
-            swapped = mask[readers.index(reader), nodes.index(node)]
+            pairs = [(b, a) for b in seen_by for a in held_by if a.depth < b.depth]
+            swapped = reduce(operator.and_, (mask[readers.index(b), nodes.index(a)] for b, a in pairs))
             return jnp.where(swapped.reshape(*swapped.shape, *(1,) * (own[key].ndim - swapped.ndim)), held, own[key])
 
-        label = value(self.variables[-1].name, LOGITS)
-        names = [(TOKENS, EMBED), *((v.name, v.node or LOGITS) for v in self.ordered)]
-        for name, node in names:
-            value(name, node)
+        label = value(self.variables[-1].name, (LOGITS,))
+        names = [(TOKENS, (EMBED,)), *((v.name, v.nodes or (LOGITS,)) for v in self.ordered)]
+        for name, held_by in names:
+            value(name, held_by)
         return as_label(label), tuple(own[key] for key in names)
 
 
@@ -286,7 +367,7 @@ def edge_labels(
     """The circuit's labels under swaps of edges. Raises UserError where these are not of it, or of such samples."""
     swaps.check(len(circuit.nodes), base.shape, source.shape)
     _, values = jax.vmap(circuit)(source)
-    places = (EMBED, *(v.node for v in circuit.ordered))
+    places = (EMBED, *(v.nodes[0] if v.nodes else None for v in circuit.ordered))
     index = lambda node: None if swaps.sources is None else swaps.sources[..., circuit.nodes.index(node)]
     held = tuple(
         None if node is None or value is None else of_source(value, index(node))
@@ -296,6 +377,17 @@ def edge_labels(
     held = jax.tree.map(lambda x: jnp.broadcast_to(x, (*masks.shape[:2], *x.shape[2:])), held)
     label = lambda tokens, mask, held: circuit(tokens, (mask, held))[0]
     return jax.vmap(jax.vmap(label, (None, 0, 0)))(base, masks, held)
+
+
+def unit_name(nodes: Iterable[Node]) -> str:
+    """What nodes that are swapped together are called: "L0H1+MLP0"."""
+    return "+".join(map(str, nodes))
+
+
+def edge_unit_name(edges: Iterable[Edge]) -> str:
+    """What edges that are swapped together are called: "L0H0+L0H1->MLP0"."""
+    senders, readers = (unit_name(dict.fromkeys(nodes)) for nodes in zip(*edges, strict=True))
+    return f"{senders}->{readers}"
 
 
 def as_label(value: Shaped[Array, "seq ..."]) -> Shaped[Array, "seq ..."]:

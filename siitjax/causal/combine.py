@@ -92,7 +92,8 @@ def combine(
     layers = max(case.n_layers for case in cases) + selection
     places, task_node = _placed(parts, share_heads)
     d_head = d_head or max(case.d_head for case in cases)
-    n_heads = _heads([*places.values(), task_node], width_factor, max(case.d_model for case in cases), d_head)
+    used = [*(node for nodes in places.values() for node in nodes), task_node]
+    n_heads = _heads(used, width_factor, max(case.d_model for case in cases), d_head)
     return Case(
         name="+".join(part.name for part in parts),
         vocabulary=vocabulary,
@@ -156,24 +157,24 @@ def _parts(cases: Sequence[Case]) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _placed(parts: Sequence[Part], share_heads: bool) -> tuple[dict[tuple[str, str], Node], Node]:
-    """The node of every placed variable, by part and name, and that of the task."""
-    places: dict[tuple[str, str], Node] = {}
+def _placed(parts: Sequence[Part], share_heads: bool) -> tuple[dict[tuple[str, str], tuple[Node, ...]], Node]:
+    """The nodes of every placed variable, by part and name, and that of the task."""
+    places: dict[tuple[str, str], tuple[Node, ...]] = {}
     taken: set[Node] = set()
-    wanted = {v.node for part in parts for v in part.case.variables if v.node is not None}
+    wanted = {node for part in parts for v in part.case.variables for node in v.nodes}
     for part in parts:
         ours: dict[Node, Node] = {}  # variables of one task that share a head go on sharing it
         for variable in part.case.variables:
-            if variable.node is None:
-                continue
-            if variable.node not in ours:
-                layer, place = variable.node.layer or 0, variable.node
-                if place.head is not None and share_heads:
-                    place = _free(layer, set(ours.values()))
-                elif place.head is not None and place in taken:
-                    place = _free(layer, taken | wanted)
-                ours[variable.node] = place
-            places[part.name, variable.name] = ours[variable.node]
+            for node in variable.nodes:
+                if node not in ours:
+                    layer, place = node.layer or 0, node
+                    if place.head is not None and share_heads:
+                        place = _free(layer, set(ours.values()))
+                    elif place.head is not None and place in taken:
+                        place = _free(layer, taken | wanted | set(ours.values()))
+                    ours[node] = place
+            if variable.nodes:
+                places[part.name, variable.name] = tuple(ours[node] for node in variable.nodes)
         taken |= set(ours.values())
     return places, _free(0, taken)
 
@@ -203,7 +204,7 @@ def _heads(nodes: Sequence[Node], width_factor: float | None, d_model: int, d_he
 def _variables(
     parts: Sequence[Part],
     vocabulary: tuple[str, ...],
-    places: dict[tuple[str, str], Node],
+    places: dict[tuple[str, str], tuple[Node, ...]],
     task_node: Node,
     answer_node: Node | None,
 ) -> tuple[Variable, ...]:
@@ -225,7 +226,8 @@ def _variables(
         variables.append(Variable(own("tokens"), ("tokens",), partial(_seen, _folding(part, vocabulary))))
         for variable in part.case.variables:
             reads = tuple(map(own, variable.reads))
-            node = places.get((part.name, variable.name))
+            nodes = places.get((part.name, variable.name), ())
+            node = nodes if len(nodes) > 1 else next(iter(nodes), None)
             variables.append(Variable(own(variable.name), reads, _behind_the_task(variable.compute), node))
         labels.append(own(part.case.variables[-1].name))
     return (*variables, Variable("answer", ("task", *labels), answer, answer_node))

@@ -42,12 +42,13 @@ def possible_edges(nodes: NodeList) -> tuple[Edge, ...]:
 def edge_effects(case: Case) -> dict[Edge, float]:
     """The share of labels that a swap of each edge of the circuit changes in the causal model, over random pairs.
 
-    An edge whose swap changes none is *silent*: no sample can reveal it, so it is no ground truth.
+    Edges between nodes that hold variables together are swapped together, and have the same share. An edge whose swap
+    changes none is *silent*: no sample can reveal it, so it is no ground truth.
     """
     circuit = replace(case.circuit, counterfactual="causal")  # the other rule knows no edges
     base, _ = case.draw(PAIRS, PAIRS // 4, np.random.default_rng(0))
     source = case.source_of(jnp.asarray(base), jnp.asarray(np.roll(base, 1, 0)), jax.random.key(0))
-    masks = np.stack([circuit.nodes.edge_mask([edge]) for edge in circuit.edges])
+    masks = np.stack([circuit.nodes.edge_mask(unit) for unit in circuit.edge_units])
 
     @jax.jit
     def changed(base, source):
@@ -58,7 +59,9 @@ def edge_effects(case: Case) -> dict[Edge, float]:
         return differs.sum((0, 2)), own.sum()
 
     found, tokens = changed(jnp.asarray(base), source)
-    return {edge: int(n) / int(tokens) for edge, n in zip(edges(circuit), found, strict=True)}
+    units = zip(circuit.edge_units, found, strict=True)
+    shares = {(str(a), str(b)): int(n) / int(tokens) for unit, n in units for a, b in unit}
+    return {edge: shares[edge] for edge in edges(circuit)}
 
 
 def ground_truth(case: Case, measured: Mapping[str, Measured] | None = None) -> dict[str, Any]:
@@ -84,8 +87,8 @@ def ground_truth(case: Case, measured: Mapping[str, Measured] | None = None) -> 
             {
                 "name": v.name,
                 "reads": list(v.reads),
-                "node": str(v.node) if v.node else None,
-                "hook": v.node.hook if v.node else None,
+                "node": _one_or_several([str(node) for node in v.nodes]),
+                "hook": _one_or_several([node.hook for node in v.nodes]),
                 "values": _values(np.asarray(values[v.name])),
             }
             for v in case.variables
@@ -112,6 +115,11 @@ def _accuracies(measured: Mapping[str, Measured], true: Sequence[Edge]) -> dict[
         "edge_accuracy": [share for share, _ in found],
         "edge_accuracy_on_changed": [changed for _, changed in found],
     }
+
+
+def _one_or_several(names: list[str]) -> str | list[str] | None:
+    """A variable's one node, or its several, or none."""
+    return names if len(names) > 1 else next(iter(names), None)
 
 
 def _values(taken: np.ndarray) -> dict[str, Any]:

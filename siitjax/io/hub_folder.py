@@ -25,6 +25,7 @@ from siitjax.causal.case import PAD, Case
 from siitjax.causal.ground_truth import ground_truth
 from siitjax.io.model_card import card
 from siitjax.io.trained import MODEL_FILE, Trained
+from siitjax.model.nodes import edge_name
 from siitjax.model.tl_config import lens_config
 from siitjax.model.weights import save_weights, state_dict
 from siitjax.siit.edge_metrics import by_edge
@@ -101,7 +102,8 @@ def _check_free(out: Path) -> None:
 def _by_edge(case: Case, measured: EdgeMetrics) -> dict[str, tuple[float | None, float | None]]:
     """The share of tokens that are right under a swap of each edge, and of those whose label it changes."""
     share = lambda tally: float(tally.share) if int(tally.of) else None
-    return {name: (share(tokens), share(changed)) for name, tokens, changed in by_edge(case, measured)}
+    units = zip(case.circuit.edge_units, by_edge(case, measured), strict=True)
+    return {edge_name(e): (share(tokens), share(changed)) for unit, (_, tokens, changed) in units for e in unit}
 
 
 def _json(content: Any) -> str:

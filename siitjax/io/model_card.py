@@ -5,7 +5,7 @@ from typing import Any
 
 from siitjax.base.share import percent
 from siitjax.causal.case import Case
-from siitjax.causal.circuit import Circuit
+from siitjax.causal.circuit import Circuit, Variable, unit_name
 from siitjax.causal.ground_truth import LOGITS, edges
 from siitjax.siit.edge_metrics import by_edge, holding, rows, shown
 from siitjax.siit.metrics import Shares
@@ -145,8 +145,7 @@ def card(
         shape=" | ".join(f"{n:,}" for n in shape),
         drawing=drawing(case.circuit),
         variables="\n".join(
-            f"| {v.name} | {', '.join(v.reads)} | {v.node or '-'} | {f'`{v.node.hook}`' if v.node else '-'} |"
-            for v in case.variables
+            f"| {v.name} | {', '.join(v.reads)} | {v.place or '-'} | {_hooks(v)} |" for v in case.variables
         ),
         unused=int(case.circuit.unused_mask.sum()),
         nodes=len(case.circuit.nodes),
@@ -161,6 +160,10 @@ def card(
             for name, place in places.items()
         ),
     )
+
+
+def _hooks(v: Variable) -> str:
+    return " ".join(f"`{node.hook}`" for node in v.nodes) or "-"
 
 
 def _label(case: Case) -> str:
@@ -191,7 +194,7 @@ def drawing(circuit: Circuit) -> str:
 
 
 def _metrics(circuit: Circuit, metrics: Shares) -> str:
-    names = [str(node) for node in circuit.nodes.named(circuit.circuit_mask)]
+    names = [*map(unit_name, circuit.units)]
     if len(names) < len(metrics.node_iia):
         names = ["embed", *names]
     columns = (metrics.node_changed, metrics.node_iia, metrics.node_changed_iia)

@@ -14,15 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, Shaped
 from rich import box
 from rich.table import Table
 
 from siitjax.base.share import percent
 from siitjax.causal.case import Case
-from siitjax.causal.circuit import edge_labels
+from siitjax.causal.circuit import Circuit, edge_labels, edge_unit_name, unit_name
 from siitjax.model.forms import Form, fastest, summed_over_chunks
-from siitjax.model.nodes import edge_name
 from siitjax.model.swaps import EdgeSwaps
 from siitjax.model.transformer import Transformer
 from siitjax.siit.metrics import EdgeMetrics, Tally
@@ -99,14 +98,15 @@ def kinds(case: Case) -> tuple[Kind, ...]:
     """The kinds of swap that a case's transformer is measured under."""
     circuit, nodes = case.circuit, case.circuit.nodes
     n = len(nodes)
-    held = [node for node in nodes if circuit.at(node)]
-    column = lambda *which: nodes.as_edges(nodes.mask(which))
+    held = circuit.units
+    column = lambda *which: nodes.as_edges(nodes.mask(which)) & ~circuit.within_mask
     stack = lambda masks: np.stack(masks) if len(masks) else np.zeros((0, n, n), bool)
     from_ = lambda masks, where: np.full((len(masks), n), where)
     unused, inside, outside = nodes.as_edges(circuit.unused_mask), circuit.edge_mask, circuit.outside_mask
     everything = inside | outside
-    alone = lambda edges: [nodes.edge_mask([edge]) for edge in edges]
-    others = [edge for edge in nodes.edges_in(outside)]
+    alone = lambda units: [nodes.edge_mask(unit) for unit in units]
+    others = [(edge,) for edge in nodes.edges_in(outside)]
+    flat = lambda units: [node for unit in units for node in unit]
 
     def fixed(words, names, masks, where=PAIR):
         return Kind(words, tuple(names), stack(masks), from_(masks, where))
@@ -115,26 +115,30 @@ def kinds(case: Case) -> tuple[Kind, ...]:
         return Kind(words, ("drawn",), mask[None], from_([mask], where), p, **how)
 
     pairs = [*combinations(held, 2)]
-    one = fixed(ONE_NODE, map(str, held), [column(node) for node in held])
+    one = fixed(ONE_NODE, map(unit_name, held), [column(*unit) for unit in held])
     beside = Kind(
         "one node, unused ones held at the base's",
         one.names,
         one.masks | unused,
         np.where(circuit.unused_mask, BASE, PAIR)[None].repeat(len(held), 0),
     )
-    all_nodes = column(*held)
+    all_nodes = column(*flat(held))
     return tuple(
         kind
         for kind in (
             one,
-            fixed("two nodes", (f"{a}, {b}" for a, b in pairs), [column(*pair) for pair in pairs]),
+            fixed(
+                "two nodes",
+                (f"{unit_name(a)}, {unit_name(b)}" for a, b in pairs),
+                [column(*flat(pair)) for pair in pairs],
+            ),
             drawn("random nodes, own sources", all_nodes, OWN),
-            fixed("all nodes but the last, own sources", ("all",), [column(*held[:-1])], OWN),
+            fixed("all nodes but the last, own sources", ("all",), [column(*flat(held[:-1]))], OWN),
             drawn("random nodes at random positions, own sources", all_nodes, OWN, positions=True),
             beside,
             fixed(ALL_UNUSED, ("all",), [unused]),
-            fixed(ONE_EDGE, map(edge_name, circuit.edges), alone(circuit.edges)),
-            fixed("one edge outside", map(edge_name, others), alone(others)),
+            fixed(ONE_EDGE, map(edge_unit_name, circuit.edge_units), alone(circuit.edge_units)),
+            fixed("one edge outside", map(edge_unit_name, others), alone(others)),
             drawn("random edges outside", outside, by_edge=True),
             fixed("all edges outside", ("all",), [outside]),
             drawn("random edges, all outside too, own sources", inside, OWN, by_edge=True, fixed_too=outside),
@@ -239,6 +243,8 @@ def _swaps(case: Case, use: tuple[Kind, ...], shape: tuple[int, ...], each: bool
         masks, origin = jnp.asarray(kind.masks), jnp.asarray(kind.sources, jnp.int32)
         if kind.p is not None:
             kept = jax.random.bernoulli(which, kind.p, (batch, 1, n if kind.by_edge else 1, n))
+            if case.circuit.joint:
+                kept = _kept_together(case.circuit, kept)
             masks = kept & masks[None] | (False if kind.fixed_too is None else kind.fixed_too[None, None])
             origin = origin[None]
         elif each:
@@ -248,11 +254,28 @@ def _swaps(case: Case, use: tuple[Kind, ...], shape: tuple[int, ...], each: bool
         m = masks.shape[1]
         edges.append(jnp.broadcast_to(masks, (batch, m, n, n)))
         there = jax.random.bernoulli(where, 0.5, (batch, m, n, seq)) if kind.positions else True
-        positions.append(jnp.broadcast_to(there, (batch, m, n, seq)))
+        positions.append(_together(case.circuit, jnp.broadcast_to(there, (batch, m, n, seq))))
         chosen = jnp.where(origin == OWN, own, jnp.where(origin == BASE, number + batch, number))
-        sources.append(jnp.broadcast_to(chosen, (batch, m, n)))
+        chosen = _together(case.circuit, jnp.broadcast_to(chosen, (batch, m, n)))
+        sources.append(chosen)
     join = lambda parts: jnp.concatenate(parts, 1)
     return EdgeSwaps(join(edges), join(positions), join(sources))
+
+
+def _together(
+    circuit: Circuit, drawn: Shaped[Array, "batch mask node *rest"]
+) -> Shaped[Array, "batch mask node *rest"]:
+    """What is drawn of each node, in which those that hold a variable together have the same."""
+    return drawn[:, :, circuit.first_of_unit] if circuit.joint else drawn
+
+
+def _kept_together(
+    circuit: Circuit, kept: Bool[Array, "batch 1 reader_or_1 sender"]
+) -> Bool[Array, "batch 1 reader_or_1 sender"]:
+    """What is drawn of nodes or edges, in which those that are swapped together are drawn together."""
+    if kept.shape[2] == 1:
+        return kept[..., circuit.first_of_unit]
+    return kept.reshape(*kept.shape[:2], -1)[..., circuit.first_of_edge_unit].reshape(kept.shape)
 
 
 def holding(case: Case, metrics: EdgeMetrics) -> str:
@@ -292,7 +315,8 @@ def shown(share: Fraction | None, changed: Fraction | None) -> str:
 
 
 def by_edge(case: Case, metrics: EdgeMetrics) -> Iterator[tuple[str, Tally, Tally]]:
-    """Each edge of the circuit, with what was right when it alone was swapped: of all tokens, of changed ones."""
+    """Each edge of the circuit (or those that are swapped together), with what was right when it alone was swapped: of
+    all tokens, of changed ones."""
     first = 0
     for kind in kinds(case):
         for i, name in enumerate(kind.names, start=first):

@@ -55,6 +55,8 @@ def draw_swaps(
     own = jax.random.bernoulli(own_key, kinds.p_own, (batch, 1, 1)) & compound
     here = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
     other = here // group * group + jax.random.randint(source_key, shape, 0, group, jnp.int32)
+    if circuit.joint:  # nodes that hold a variable together take it from one source, at the same positions
+        other, positions = other[..., circuit.first_of_unit], positions[:, :, circuit.first_of_unit]
     return EdgeSwaps(edges, positions, jnp.where(own, other, here))
 
 
@@ -79,16 +81,22 @@ def _of_circuit(
     circuit: Circuit, kinds: Kinds, compound: Bool[Array, ""], key: PRNGKeyArray
 ) -> Bool[Array, "reader sender"]:
     """One node of the circuit, one of its edges, or a random subset of either."""
-    nodes, edges = np.flatnonzero(circuit.circuit_mask), np.argwhere(circuit.edge_mask)
-    possible = jnp.asarray(circuit.nodes.edge_mask(circuit.nodes.possible_edges))
+    n = len(circuit.nodes)
+    first, first_edge = circuit.first_of_unit, circuit.first_of_edge_unit
+    leads = (first_edge == np.arange(n * n)).reshape(n, n)
+    nodes = np.flatnonzero(circuit.circuit_mask & (first == np.arange(n)))
+    edges = np.argwhere(circuit.edge_mask & leads)
+    possible = jnp.asarray(circuit.nodes.edge_mask(circuit.nodes.possible_edges) & ~circuit.within_mask)
     which, node, edge, p, subset, subset_edges = jax.random.split(key, 6)
     share = jax.random.uniform(p)
-    n = len(circuit.nodes)
     a_node = (jnp.arange(n) == jax.random.choice(node, nodes))[None] & possible
     at = jnp.asarray(edges)[jax.random.randint(edge, (), 0, len(edges))]
     an_edge = (jnp.arange(n)[:, None] == at[0]) & (jnp.arange(n)[None] == at[1])
     some_nodes = (jax.random.bernoulli(subset, share, (n,)) & circuit.circuit_mask)[None] & possible
     some_edges = jax.random.bernoulli(subset_edges, share, (n, n)) & circuit.edge_mask
+    if circuit.joint:
+        a_node, some_nodes = a_node[:, first] & possible, some_nodes[:, first] & possible
+        an_edge, some_edges = (mask.ravel()[first_edge].reshape(n, n) for mask in (an_edge, some_edges))
     rest = 1.0 - kinds.p_edge - kinds.p_nodes - kinds.p_edges
     shares = jnp.stack([rest, kinds.p_edge, kinds.p_nodes, kinds.p_edges])
     kind = jax.random.categorical(which, jnp.log(jnp.maximum(shares, 0.0)))

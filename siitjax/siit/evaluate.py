@@ -43,8 +43,9 @@ def evaluate(
     """
     case.check_fits(model.config, samples)
     order_key, subset_key = jax.random.split(key)
-    others = samples[jax.random.permutation(order_key, len(samples))]
-    sources = case.source_of(samples, others, jax.random.fold_in(order_key, 1))
+    sources = samples[jax.random.permutation(order_key, len(samples))]
+    if case.sources is not None:
+        sources = case.source_of(samples, sources, jax.random.fold_in(order_key, 1))
     return count(model, case, samples, sources, key=subset_key, embedding=embedding, form=form)
 
 
@@ -70,7 +71,7 @@ def count(
     circuit, form = case.circuit, form or fastest()
     measured, is_circuit = _measured(case, embedding)
     begins = lambda node: circuit.nodes.nodes[node].depth
-    one = np.eye(len(circuit.nodes), dtype=bool)
+    one = circuit.first_of_unit[None] == np.arange(len(circuit.nodes))[:, None]
     one_at_a_time = [(depth, one[[*nodes]]) for depth, nodes in groupby(measured, key=begins)]
     subsets = jax.random.bernoulli(key, 0.5, (len(base), len(circuit.nodes))) & circuit.unused_mask[None]
 
@@ -109,7 +110,9 @@ def count(
 
 
 def _measured(case: Case, embedding: bool) -> tuple[Int[np.ndarray, " measured"], Bool[np.ndarray, " measured"]]:
-    """The nodes that are swapped one at a time, in order, and which of them are the circuit's."""
-    counted = swappable(case.circuit, embedding)
+    """The nodes that are swapped one at a time, in order, and which of them are the circuit's; of those that are
+    swapped together, the first."""
+    first = case.circuit.first_of_unit
+    counted = swappable(case.circuit, embedding) & (first == np.arange(len(first)))
     measured = np.flatnonzero(counted | case.circuit.unused_mask)
     return measured, counted[measured]

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from siitjax.base.share import percent
 from siitjax.causal.case import Case
+from siitjax.causal.circuit import unit_name
 from siitjax.model.transformer import Transformer
 from siitjax.siit.edge_metrics import count_edges
 from siitjax.siit.evaluate import count
@@ -98,18 +99,15 @@ def _count_edges(case: Case, model: Transformer, base, source, key) -> EdgeMetri
 
 
 def node_names(case: Case) -> tuple[list[str], list[str]]:
-    """The circuit's nodes, and the unused ones."""
+    """The circuit's nodes, those that are swapped together under one name, and the unused ones."""
     circuit = case.circuit
-    names = lambda mask: [str(node) for node in circuit.nodes.named(mask)]
-    return names(circuit.circuit_mask), names(circuit.unused_mask)
+    return [*map(unit_name, circuit.units)], [*map(str, circuit.nodes.named(circuit.unused_mask))]
 
 
 def held_by_node(case: Case) -> dict[str, list[str]]:
     """The names of the variables that each node of the circuit holds."""
-    held = {str(v.node): [] for v in case.variables}
-    for v in case.variables:
-        held[str(v.node)].append(v.name)
-    return held
+    on = lambda unit: [v.name for v in case.variables if {*v.nodes} & {*unit}]
+    return {unit_name(unit): on(unit) for unit in case.circuit.units}
 
 
 def summary_table(case: Case, metrics: Metrics, pairs: int, stored: Shares | None = None) -> Table:

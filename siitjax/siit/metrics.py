@@ -200,8 +200,12 @@ def shares(metrics: Metrics) -> Shares:
         perfect=bool(metrics.perfect),
         counts=metrics,
         mean_error=None if errors is None else float(errors.base) / int(metrics.base.of),
-        node_mean_error=() if errors is None else tuple((errors.node / metrics.node.of).tolist()),
+        node_mean_error=() if errors is None else _per_token(errors.node, metrics.node),
     )
+
+
+def _per_token(errors: Summed, tokens: Tally) -> tuple[float, ...]:
+    return tuple((np.asarray(errors, float) / np.asarray(tokens.of)).tolist())
 
 
 def read_shares(found: Mapping[str, Any]) -> Shares:

@@ -90,10 +90,20 @@ def draw_masks(
     return jnp.stack(
         [
             jnp.zeros(len(nodes), bool),
-            _draw(nodes, sampling.circuit_nodes, p_circuit, circuit_key),
+            _draw_units(circuit, nodes, sampling.circuit_nodes, p_circuit, circuit_key),
             _draw(circuit.unused_mask, sampling.unused_nodes, p_unused, unused_key),
         ]
     )
+
+
+def _draw_units(
+    circuit: Circuit, nodes: Bool[np.ndarray, " node"], how: str, p: Float[Array, ""], key: PRNGKeyArray
+) -> Bool[Array, " node"]:
+    """The same of the circuit's nodes, in which those that hold a variable together are drawn together."""
+    if not circuit.joint:
+        return _draw(nodes, how, p, key)
+    first = circuit.first_of_unit
+    return _draw(nodes & (first == np.arange(len(first))), how, p, key)[first]
 
 
 def _draw(nodes: Bool[np.ndarray, " node"], how: str, p: Float[Array, ""], key: PRNGKeyArray) -> Bool[Array, " node"]:

@@ -385,8 +385,9 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
             return metrics
         pairs = samples[:EDGE_PAIRS]
         order_key, edge_key = jax.random.split(jax.random.fold_in(key, 1))
-        others = pairs[jax.random.permutation(order_key, len(pairs))]
-        sources = case.source_of(pairs, others, jax.random.fold_in(order_key, 1))
+        sources = pairs[jax.random.permutation(order_key, len(pairs))]
+        if case.sources is not None:
+            sources = case.source_of(pairs, sources, jax.random.fold_in(order_key, 1))
         return replace(metrics, edges=count_edges(model, case, pairs, sources, key=edge_key, each=each, form=form))
 
     def init(hyper, root):
@@ -409,9 +410,10 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
             base, source, count = now
             key = draw_key(state.root, Purpose.MASKS, count)
             done = (count / (steps * config.epochs)).astype(jnp.float32)
-            source_key = draw_key(state.root, Purpose.SOURCES_DRAWN, count)
-            sources = case.source_of(data.train[base], data.train[source], source_key)
-            return step(hyper, learner, data.train[base], sources, key, done)
+            bases, sources = data.train[base], data.train[source]
+            if case.sources is not None:
+                sources = case.source_of(bases, sources, draw_key(state.root, Purpose.SOURCES_DRAWN, count))
+            return step(hyper, learner, bases, sources, key, done)
 
         (model, opt_state), losses = jax.lax.scan(body, (state.model, state.opt_state), (bases, sources, counts))
         metrics = validate(data, replace(state, model=model))

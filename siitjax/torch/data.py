@@ -142,7 +142,7 @@ def interchanges(
     """One pass over a dataset: every sample is once a base and once a source, and each batch is at one random node.
 
     Args:
-        nodes: to draw from; None for those that hold a variable. At a node that holds none no label changes.
+        nodes: to draw from; None for those that hold variables alone. At a node that holds none no label changes.
         seed: decides the pairs and the nodes.
 
     Raises:
@@ -151,7 +151,7 @@ def interchanges(
     circuit = dataset.case.circuit
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1")
-    drawn_from = circuit.nodes.named(circuit.circuit_mask) if nodes is None else tuple(nodes)
+    drawn_from = tuple(unit[0] for unit in circuit.units if len(unit) == 1) if nodes is None else tuple(nodes)
     masks = [circuit.nodes.mask([node]) for node in drawn_from]  # all of them, so that a wrong one is told at once
     return _interchanges(dataset, batch_size, drawn_from, masks, np.random.default_rng(seed))
 

@@ -146,8 +146,8 @@ def _pairs(
         other = jax.tree.map(lambda v: v[whole], values)
 
         def one_variable(variable: Variable, source):
-            assert variable.node is not None
-            place, mask = 1 + order.index(variable.name), jnp.asarray(circuit.nodes.mask([variable.node]))
+            assert variable.nodes
+            place, mask = 1 + order.index(variable.name), jnp.asarray(circuit.nodes.mask(variable.nodes))
             alone = tuple(v[source] if j == place and v is not None else None for j, v in enumerate(values))
             return jax.vmap(lambda base, values: circuit(base, (mask, values))[0])(base, alone)
 

@@ -50,10 +50,10 @@ class Known:
 
 
 def held(case: Case, site: Site) -> tuple[Variable, ...]:
-    """The variables that a site holds: its node's, and in the residual stream those of every node before."""
+    """The variables that a site holds whole: its node's, and in the residual stream those of every node before."""
     if site.node is not None:
-        return case.circuit.at(site.node)
-    return tuple(v for v in case.variables if v.node is not None and v.node.depth <= site.depth)
+        return tuple(v for v in case.variables if v.nodes == (site.node,))
+    return tuple(v for v in case.variables if v.nodes and v.nodes[-1].depth <= site.depth)
 
 
 def swappable(case: Case, site: Site) -> tuple[Variable, ...]:
@@ -67,7 +67,7 @@ def _readers(circuit: Circuit, variable: Variable) -> set[Node]:
     found = set[Node]()
     for v in circuit.variables:
         if variable.name in v.reads:
-            found |= {v.node} if v.node is not None else _readers(circuit, v)
+            found |= {*v.nodes} or _readers(circuit, v)
     return found
 
 

@@ -129,6 +129,6 @@ def find_sites(case: Case, names: Sequence[str]) -> tuple[Site, ...]:
                 check_choice("site", name, HOOKS)
             listed = ", ".join(str(site) for site in every)
             raise UserError(f'{case.name} has no site "{name}"; its sites are {listed}, or in short {", ".join(HOOKS)}')
-    used = {v.node for v in case.variables}
+    used = {node for v in case.variables for node in v.nodes}
     holds = lambda site: site.node is None or site.node in used
     return tuple(site for site in every if str(site) in names or (site.hook in names and holds(site)))

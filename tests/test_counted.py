@@ -53,12 +53,12 @@ def pairs(case):
 def test_no_loss_and_no_metric_sees_a_label_that_does_not_count():
     model = init_transformer(SOME.config, key=jax.random.key(0))
     base, source = pairs(SOME)
-    masks = jnp.asarray(np.eye(len(SOME.circuit.nodes), dtype=bool)[1:])  # the tokens themselves stay
-    edges = EdgeSwaps.of_all(SOME.circuit.nodes.as_edges(np.asarray(masks)), N)
+    masks = np.eye(len(SOME.circuit.nodes), dtype=bool)[1:]  # the tokens themselves stay
+    edges = EdgeSwaps.of_all(np.asarray(SOME.circuit.nodes.as_edges(masks)), N)
 
     def all_of(case):
         return (
-            term_losses(model, case, base, source, masks),
+            term_losses(model, case, base, source, jnp.asarray(masks)),
             edge_term_losses(model, case, base, source, edges, jnp.float32(1.0)),
             count(model, case, base, source, key=jax.random.key(0)),
         )
@@ -100,7 +100,7 @@ def test_what_is_said_of_a_case_says_what_counts():
     assert "counted" not in WHOLE.describe()
     assert "counted" not in ground_truth(WHOLE)
     assert LAST.describe()["counted"] == ground_truth(LAST)["counted"] == "last tokens"
-    assert "The loss and the metrics are of last tokens alone." in card(LAST, None, {}, 1, ("BOS",))
+    assert "The loss and the metrics are of last tokens alone." in card(LAST, None, {}, 1, ("BOS",), {})
     assert behaviour(LAST).computed.change(behaviour(SOME).computed) is not None
     assert behaviour(WHOLE).computed.variables.items() <= behaviour(LAST).computed.variables.items()
 

@@ -3,7 +3,9 @@ labels is what a walk in plain Python says; training and metrics swap them toget
 
 import json
 import re
+from functools import partial
 from itertools import chain
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ from siitjax.siit.edge_sampling import draw_swaps
 from siitjax.siit.evaluate import count
 from siitjax.siit.fresh_pairs import held_by_node, node_names
 from siitjax.siit.interchange import interchange
-from siitjax.siit.objective import Sampling, draw_masks
+from siitjax.siit.objective import CircuitNodes, Sampling, draw_masks
 from siitjax.siit.train import Hyperparams
 from tests import graphs
 from tests.graphs import Plain
@@ -140,7 +142,7 @@ def place(edge) -> tuple[int, int]:
 
 
 def test_training_draws_no_swap_that_is_not_promised():
-    hyper = Hyperparams(p_own=1.0, p_positions=1.0).traced()
+    hyper: Any = Hyperparams(p_own=1.0, p_positions=1.0).traced()
     draw = jax.jit(lambda key: draw_swaps(CIRCUIT, hyper, jnp.asarray(True), 160, LENGTH, key=key))
     swaps = jax.device_get(draw(jax.random.key(0)))
     masks = swaps.edges.reshape(-1, *swaps.edges.shape[2:])
@@ -150,12 +152,11 @@ def test_training_draws_no_swap_that_is_not_promised():
     for drawn in (swaps.positions, swaps.sources):
         np.testing.assert_array_equal(drawn, drawn[:, :, first])
         assert (drawn[:, :, 1] != drawn[:, :, 3]).any()
-    for how in ("one", "subset"):
-        masks = jax.vmap(
-            lambda key, how=how: draw_masks(
-                CIRCUIT, Sampling(circuit_nodes=how), jnp.float32(0.5), jnp.float32(0.5), key=key
-            )
-        )(jax.random.split(jax.random.key(1), 300))
+    ways: tuple[CircuitNodes, ...] = ("one", "subset")
+    for how in ways:
+        sampling = Sampling(circuit_nodes=how)
+        one = partial(draw_masks, CIRCUIT, sampling, jnp.float32(0.5), jnp.float32(0.5))
+        masks = jax.vmap(lambda key, one=one: one(key=key))(jax.random.split(jax.random.key(1), 300))
         iit = np.asarray(masks[:, 1])
         np.testing.assert_array_equal(iit, iit[:, first])
         drawn = {tuple(map(str, NODES.named(mask))) for mask in iit}
@@ -190,7 +191,7 @@ def test_everything_written_names_them():
     assert len(effects) == len(CIRCUIT.edges) == sum(map(len, CIRCUIT.edge_units))
     assert effects["L0H0", "MLP0"] == effects["L0H1", "MLP0"] > 0
     assert "| so_far | tokens | L0H0+L0H1 | `blocks.0.attn.hook_z[0]` `blocks.0.attn.hook_z[1]` |" in card(
-        CASE, None, {}, 1, ("BOS",)
+        CASE, None, {}, 1, ("BOS",), {}
     )
     assert behaviour(CASE).computed.swaps.keys() == UNITS.keys()
 

@@ -233,7 +233,7 @@ def test_a_regression_case_trains_as_any_other():
 def test_how_far_numbers_are_off_is_told_beside_the_share_right():
     model = init_transformer(FRACTION.config, key=jax.random.key(0))
     base, _ = FRACTION.draw(12, 12, np.random.default_rng(0))
-    source, mask = np.roll(base, 1, 0), FRACTION.circuit.nodes.mask([mlp(0)])
+    source, mask = np.roll(base, 1, 0), jnp.asarray(FRACTION.circuit.nodes.mask([mlp(0)]))
     measure = jax.jit(partial(count, key=jax.random.key(0)), static_argnums=1)
     found = measure(model, FRACTION, jnp.asarray(base), jnp.asarray(source))
     swapped = jax.jit(jax.vmap(lambda b, s: model(b, (mask, model(s)[1]))[0]))(jnp.asarray(base), jnp.asarray(source))
@@ -249,4 +249,4 @@ def test_how_far_numbers_are_off_is_told_beside_the_share_right():
     Console(file=text, width=120).print(summary_table(FRACTION, found, 12))
     assert f"mean absolute error {told.mean_error:.3g}" in " ".join(text.getvalue().split())
     assert "right within 0.1" in text.getvalue()
-    assert f"in the label's unit, is {told.mean_error:.3g} with" in card(FRACTION, told, {}, 1, ("BOS",))
+    assert f"in the label's unit, is {told.mean_error:.3g} with" in card(FRACTION, told, {}, 1, ("BOS",), {})

@@ -89,7 +89,9 @@ REFUSED = {
     "init_gain is nan; it must be greater than 0": {"init_gain": float("nan")},
     "d_head 6 does not divide d_model 20; choose one that does, or say how many heads a layer has": {"d_head": 6},
     'act_fn is "gleu"; did you mean "gelu"? It must be one of relu, gelu, gelu_new': {"act_fn": "gleu"},
-    'attention_dir is "both"; it must be one of causal, bidirectional': {"attention_dir": "both"},
+    'attention_dir is "casual"; did you mean "causal"? It must be one of causal, bidirectional': {
+        "attention_dir": "casual"
+    },
 }
 
 

@@ -216,11 +216,12 @@ class Case:
 
     def counted_mask(self, tokens: Int[Array, "*batch seq"]) -> Bool[Array, "*batch seq"]:
         """The tokens that losses and metrics count: a sample's own, or those of them that `counted` says."""
-        own = self.token_mask(tokens)
-        if self.counted is None:
+        own, counted = self.token_mask(tokens), self.counted
+        if counted is None:
             return own
-        which = _is_last if isinstance(self.counted, str) else lambda tokens, _: self.counted(tokens)
-        return own & jnp.vectorize(which, signature="(s),(s)->(s)")(tokens, own)
+        if isinstance(counted, str):
+            return jnp.vectorize(_is_last, signature="(s)->(s)")(own)
+        return own & jnp.vectorize(counted, signature="(s)->(s)")(tokens)
 
     def source_of(
         self, base: Int[Array, "sample seq"], other: Int[Array, "sample seq"], key: PRNGKeyArray
@@ -285,9 +286,9 @@ class Case:
         return None if strings is None else _with_bos(strings)
 
 
-def _is_last(_: Int[Array, " seq"], own: Bool[Array, " seq"]) -> Bool[Array, " seq"]:
+def _is_last(own: Bool[Array, " seq"]) -> Bool[Array, " seq"]:
     at = jnp.arange(len(own))
-    return at == jnp.where(own, at, -1).max()
+    return own & (at == jnp.where(own, at, -1).max())
 
 
 def _with_bos(strings: Int[np.ndarray, "n length"]) -> Int[np.ndarray, "n seq"]:

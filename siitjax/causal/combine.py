@@ -140,7 +140,7 @@ def _sources(
             return other
         n_ctx, folding = part.case.n_ctx, jnp.asarray(_folding(part, vocabulary))
         tokens = jnp.array([vocabulary.index(token) for token in part.tokens], base.dtype)
-        own = part.case.sources(*(folding[sample[1 : 1 + n_ctx]] for sample in (base, other)), key)
+        own = part.case.sources(folding[base[1 : 1 + n_ctx]], folding[other[1 : 1 + n_ctx]], key)
         return base.at[1 : 1 + n_ctx].set(tokens[own])
 
     made = jnp.stack([of(part) for part in parts])[jnp.clip(base[0] - first_task, 0, len(parts) - 1)]

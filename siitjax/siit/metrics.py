@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from siitjax.base.share import exact
 
-Summed = Float[Array, "*swap"] | Float[np.ndarray, "*swap"] | np.floating
 Counted = Int[Array, "*swap"] | Int[np.ndarray, "*swap"]
 
 
@@ -72,9 +71,9 @@ class Errors(eqx.Module):
         unused: when an unused node is swapped, one at a time.
     """
 
-    base: Summed
-    node: Summed
-    unused: Summed
+    base: Float[Array, "*epoch"] | Float[np.ndarray, "*epoch"] | np.floating
+    node: Float[Array, "*epoch node"] | Float[np.ndarray, "*epoch node"]
+    unused: Float[Array, "*epoch unused"] | Float[np.ndarray, "*epoch unused"]
 
 
 class Metrics(eqx.Module):
@@ -204,7 +203,7 @@ def shares(metrics: Metrics) -> Shares:
     )
 
 
-def _per_token(errors: Summed, tokens: Tally) -> tuple[float, ...]:
+def _per_token(errors: Float[Array | np.ndarray, " node"], tokens: Tally) -> tuple[float, ...]:
     return tuple((np.asarray(errors, float) / np.asarray(tokens.of)).tolist())
 
 

@@ -190,7 +190,7 @@ def test_bad_combinations_are_refused(types_unchecked):
 
 def test_share_heads_puts_all_tasks_into_the_first_heads_of_a_layer():
     case = combine(find_all("0+2+2"), share_heads=True)
-    heads = {v.name: str(v.node) for v in case.variables if v.node is not None and v.node.head is not None}
+    heads = {v.name: v.place for v in case.variables if any(node.head is not None for node in v.nodes)}
     assert heads == {
         "task": "L0H1",
         "duplicate_remover.previous": "L0H0",

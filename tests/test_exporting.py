@@ -164,8 +164,8 @@ finally:
 def test_the_command_is_there_and_needs_no_torch():
     ended = run("-c", WITHOUT_TORCH)
     assert (ended.code, ended.err) == (0, "")
-    assert "OUT: the folder to write; it must not exist" in ended.out
-    assert "--[no]all: " in ended.out
+    assert "OUT\n      the folder to write; it must not exist" in ended.out
+    assert "--[no]all\n" in ended.out
 
 
 def test_what_a_config_does_not_say_is_at_transformer_lens_defaults():

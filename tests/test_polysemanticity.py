@@ -100,7 +100,7 @@ def swept(tmp_path) -> Path:
     members = tuple(Capacity(models=("1+1",), d_mlp=(4,), seeds=2).members())
     results = Results(tmp_path / "capacity", Capacity.title, members)
     one, two = (Tally(np.ones(shape, int), np.ones(shape, int)) for shape in ((), 2))
-    each: dict[str, Any] = {"node": two, "changed": two, "whole": two, "unused": two, "edges": None}
+    each: dict[str, Any] = {"node": two, "changed": two, "whole": two, "unused": two, "edges": None, "errors": None}
     metrics = Metrics(**{f.name: each.get(f.name, one) for f in fields(Metrics)})
     rng, shape = np.random.default_rng(0), members[0].config.case.config
     blank = jax.eval_shape(lambda: init_transformer(shape, key=jax.random.key(0)))

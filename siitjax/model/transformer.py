@@ -3,7 +3,8 @@
 `model(tokens, swap)` is pure and unbatched. It returns its logits and its activations at the named sites; given
 a swap of nodes, each masked node takes the source run's value, by a `where` at its site; given one of edges, each
 reader sees the residual stream with what its masked senders wrote in the source run. The path of a weight in the
-PyTree is its TransformerLens key ("blocks.0.attn.W_Q"), so exporting weights is flattening a tree.
+PyTree is its TransformerLens key ("blocks.0.attn.W_Q"), so exporting weights is flattening a tree. Its layers are
+called so in a profile too: "embed", "blocks.0.attn" (with the LayerNorm before it), "blocks.0.mlp", "unembed".
 """
 
 import zlib
@@ -299,29 +300,33 @@ class Transformer(eqx.Module):
         sites = None if mask is None else self.config.nodes.sites(mask)
         first, x, embed = 0, None, None
         if resume is None:
-            embed = self.embed.W_E[tokens]
-            if sites is not None and source.embed is not None:
-                embed = jnp.where(sites.embed, source.embed, embed)
-            x = embed + self.pos_embed.W_pos[: len(tokens)]
+            with jax.named_scope("embed"):
+                embed = self.embed.W_E[tokens]
+                if sites is not None and source.embed is not None:
+                    embed = jnp.where(sites.embed, source.embed, embed)
+                x = embed + self.pos_embed.W_pos[: len(tokens)]
         else:
             first, x = resume
 
         zs, posts, streams = [], [], []
         for i, block in enumerate(self.blocks[first:], start=first):
             streams.append(x)
-            z = block.attn.z(normalised(block.ln1, x))
-            if sites is not None and source.z is not None:
-                z = jnp.where(sites.z[i][None, :, None], source.z[i], z)
-            x = x + block.attn.out(z)
+            with jax.named_scope(f"blocks.{i}.attn"):
+                z = block.attn.z(normalised(block.ln1, x))
+                if sites is not None and source.z is not None:
+                    z = jnp.where(sites.z[i][None, :, None], source.z[i], z)
+                x = x + block.attn.out(z)
             zs.append(z)
             if block.mlp is not None:
-                post = block.mlp.post(normalised(block.ln2, x))
-                if sites is not None and source.post is not None and sites.post is not None:
-                    post = jnp.where(sites.post[i], source.post[i], post)
-                x = x + block.mlp.out(post)
+                with jax.named_scope(f"blocks.{i}.mlp"):
+                    post = block.mlp.post(normalised(block.ln2, x))
+                    if sites is not None and source.post is not None and sites.post is not None:
+                        post = jnp.where(sites.post[i], source.post[i], post)
+                    x = x + block.mlp.out(post)
                 posts.append(post)
 
-        logits = normalised(self.ln_final, x) @ self.unembed.W_U + self.unembed.b_U[None]
+        with jax.named_scope("unembed"):
+            logits = normalised(self.ln_final, x) @ self.unembed.W_U + self.unembed.b_U[None]
         return logits, Activations(embed, jnp.stack(zs), jnp.stack(posts) if posts else None, jnp.stack(streams))
 
     def _check(self, tokens: Int[Array, " seq"], swap: Swap | None) -> None:
@@ -354,11 +359,13 @@ class Transformer(eqx.Module):
         self, tokens: Int[Array, " seq"], mask: Bool[Array, "reader sender *seq"], source: Activations
     ) -> tuple[Float[Array, "seq vocab_out"], Activations]:
         """A run in which each reader sees what its masked senders wrote in the source run (Wang et al. 2023)."""
-        there = jax.lax.stop_gradient(self.writes(source))
+        with jax.named_scope("source_writes"):
+            there = jax.lax.stop_gradient(self.writes(source))
         swapped = (mask if mask.ndim == 3 else mask[..., None]).astype(there.dtype)
-        x = self.embed.W_E[tokens]
-        own = x[None]
-        x = x + self.pos_embed.W_pos[: len(tokens)]
+        with jax.named_scope("embed"):
+            x = self.embed.W_E[tokens]
+            own = x[None]
+            x = x + self.pos_embed.W_pos[: len(tokens)]
 
         def seen(x, own, first, n):
             """The stream as each of n readers sees it, from reader `first` on."""
@@ -366,18 +373,21 @@ class Transformer(eqx.Module):
             return x[None] + (here[..., None] * (there[: len(own)] - own)[None]).sum(1)
 
         embed, zs, posts, streams, reader = own[0], [], [], [], 0
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
             streams.append(x)
-            z = block.attn.z(normalised(block.ln1, seen(x, own, reader, self.config.n_heads)))
-            own = jnp.concatenate([own, jnp.einsum("shd,hdm->hsm", z, block.attn.W_O)])
-            x, reader = x + block.attn.out(z), reader + self.config.n_heads
+            with jax.named_scope(f"blocks.{i}.attn"):
+                z = block.attn.z(normalised(block.ln1, seen(x, own, reader, self.config.n_heads)))
+                own = jnp.concatenate([own, jnp.einsum("shd,hdm->hsm", z, block.attn.W_O)])
+                x, reader = x + block.attn.out(z), reader + self.config.n_heads
             zs.append(z)
             if block.mlp is not None:
-                post = block.mlp.post(normalised(block.ln2, seen(x, own, reader, 1)[0]))
-                own = jnp.concatenate([own, (post @ block.mlp.W_out)[None]])
-                x, reader = x + block.mlp.out(post), reader + 1
+                with jax.named_scope(f"blocks.{i}.mlp"):
+                    post = block.mlp.post(normalised(block.ln2, seen(x, own, reader, 1)[0]))
+                    own = jnp.concatenate([own, (post @ block.mlp.W_out)[None]])
+                    x, reader = x + block.mlp.out(post), reader + 1
                 posts.append(post)
-        logits = normalised(self.ln_final, seen(x, own, reader, 1)[0]) @ self.unembed.W_U + self.unembed.b_U[None]
+        with jax.named_scope("unembed"):
+            logits = normalised(self.ln_final, seen(x, own, reader, 1)[0]) @ self.unembed.W_U + self.unembed.b_U[None]
         return logits, Activations(embed, jnp.stack(zs), jnp.stack(posts) if posts else None, jnp.stack(streams))
 
 

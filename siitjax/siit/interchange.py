@@ -48,7 +48,8 @@ def interchange(
     check_fits(model, circuit, base, source)
     run = (form or fastest()).run
     activations = _source(run, model, source, embedding)
-    logits, _ = run(model, base, (masks, activations))
+    with jax.named_scope("swapped_run"):
+        logits, _ = run(model, base, (masks, activations))
     return logits, _labels(circuit, base, source, masks, embedding)
 
 
@@ -72,11 +73,13 @@ def interchange_by_depth(
     check_fits(model, circuit, base, source)
     run = (form or fastest()).run
     activations = _source(run, model, source, embedding)
-    logits, own = run(model, base)
-    answers = [(logits, jax.vmap(lambda tokens: circuit(tokens)[0])(base)[:, None])]
+    with jax.named_scope("base_run"):
+        logits, own = run(model, base)
+    answers = [(logits, _own_labels(circuit, base)[:, None])]
     for first, masks in groups:
         resume = None if first == EMBED.depth else (first, own)
-        logits, _ = run(model, base, (masks, activations), resume=resume)
+        with jax.named_scope("swapped_run"):
+            logits, _ = run(model, base, (masks, activations), resume=resume)
         answers.append((logits, _labels(circuit, base, source, masks, embedding)))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *answers)
 
@@ -115,20 +118,32 @@ def interchange_edges(
     check_fits(model, circuit, base, source)
     swaps.check(len(circuit.nodes), base.shape, source.shape)
     form = form or fastest()
-    _, there = form.run(model, source)
-    logits, _ = form.run(model, base)
-    swapped = form.run_edges(model, base, swaps, jax.lax.stop_gradient(there))
-    labels = jax.vmap(lambda tokens: circuit(tokens)[0])(base)
-    answers = (logits, labels[:, None]), (swapped, edge_labels(circuit, base, source, swaps))
+    with jax.named_scope("source_run"):
+        _, there = form.run(model, source)
+    with jax.named_scope("base_run"):
+        logits, _ = form.run(model, base)
+    with jax.named_scope("swapped_run"):
+        swapped = form.run_edges(model, base, swaps, jax.lax.stop_gradient(there))
+    labels = _own_labels(circuit, base)
+    with jax.named_scope("causal_model"):
+        swapped_labels = edge_labels(circuit, base, source, swaps)
+    answers = (logits, labels[:, None]), (swapped, swapped_labels)
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *answers)
 
 
+@jax.named_scope("source_run")
 def _source(run: Run, model: Transformer, source: Int[Array, "batch seq"], embedding: bool) -> Any:
     """What a swap takes from the source run; None at the embedding where that is not swapped."""
     _, activations = run(model, source)
     return jax.lax.stop_gradient(activations if embedding else eqx.tree_at(lambda a: a.embed, activations, None))
 
 
+@jax.named_scope("causal_model")
+def _own_labels(circuit: Circuit, base: Int[Array, "batch seq"]) -> Shaped[Array, "batch seq *label"]:
+    return jax.vmap(lambda tokens: circuit(tokens)[0])(base)
+
+
+@jax.named_scope("causal_model")
 def _labels(
     circuit: Circuit, base: Int[Array, "batch seq"], source: Int[Array, "batch seq"], masks: Masks, embedding: bool
 ) -> Shaped[Array, "batch mask seq *label"]:

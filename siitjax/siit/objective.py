@@ -25,8 +25,9 @@ from siitjax.model.swaps import EdgeSwaps
 from siitjax.model.transformer import Transformer
 from siitjax.siit.interchange import interchange, interchange_edges
 
+TERMS = ("base", "iit", "siit")
+"""The terms in the order of their masks and of their weights."""
 BASE, IIT, SIIT = range(3)
-"""The order of the terms, of their masks and of their weights."""
 
 CircuitNodes = Literal["one", "subset"]
 UnusedNodes = Literal["subset", "one", "all"]

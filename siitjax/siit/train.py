@@ -28,7 +28,7 @@ from siitjax.siit.edge_metrics import count_edges
 from siitjax.siit.edge_sampling import draw_swaps
 from siitjax.siit.evaluate import evaluate
 from siitjax.siit.metrics import Metrics
-from siitjax.siit.objective import BASE, IIT, SIIT, Sampling, batch_masks, edge_term_losses, term_losses
+from siitjax.siit.objective import BASE, IIT, SIIT, TERMS, Sampling, batch_masks, edge_term_losses, term_losses
 
 EPOCH_SHARE = 6
 """Under swaps of edges, one in so many validation pairs is measured after each epoch; all of them are at the end."""
@@ -346,7 +346,8 @@ def make_step(config: TrainConfig, form: Form | None = None) -> Step:
         return term_losses(model, case, base, source, masks, embedding=config.sampling.embedding, form=form)
 
     def step(hyper, learner, base, source, key, done: Float[Array, ""] | float = 1.0):
-        swaps = drawn(hyper, key, done)
+        with jax.named_scope("draw_swaps"):
+            swaps = drawn(hyper, key, done)
         weights = jnp.stack([hyper.w_base, hyper.w_iit, hyper.w_siit])
         model, opt_state = learner
         seen = jnp.zeros(3)
@@ -363,9 +364,11 @@ def make_step(config: TrainConfig, form: Form | None = None) -> Step:
                 return jax.grad(loss, has_aux=True)(model, base, source, swaps if own is None else own)
 
             own = swaps if isinstance(swaps, EdgeSwaps) or swaps.ndim == 3 else None
-            gradients, values = mean_over_parts(part, form.part(len(base)), base, source, own)
-            updates, opt_state = optimizer(hyper, n_updates).update(gradients, opt_state)
-            model = eqx.apply_updates(model, updates)
+            with jax.named_scope("_".join(["loss", *(TERMS[term] for term in terms)])):
+                gradients, values = mean_over_parts(part, form.part(len(base)), base, source, own)
+            with jax.named_scope("optimizer"):
+                updates, opt_state = optimizer(hyper, n_updates).update(gradients, opt_state)
+                model = eqx.apply_updates(model, updates)
             seen = seen.at[here].set(values)
         return (model, opt_state), seen
 
@@ -377,6 +380,7 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
     case, steps, batch = config.case, config.steps_per_epoch, config.batch_size
     step = make_step(config, form)
 
+    @jax.named_scope("evaluate")
     def evaluated(model, samples, key, each=False):
         if config.sampling.swaps == "edges" and not each:
             samples = samples[: max(len(samples) // EPOCH_SHARE, 1)]
@@ -397,6 +401,7 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
         opt_state = optimizer(hyper, 1).init(eqx.filter(model, eqx.is_array))
         return State(model, opt_state, root, jnp.int32(0), jnp.int32(Stop.RUNNING), blank)
 
+    @jax.named_scope("draw_batches")
     def batches(data, root, purpose, epoch):
         order = jax.random.permutation(draw_key(root, purpose, epoch), len(data.train))
         return order[: steps * batch].reshape(steps, batch)

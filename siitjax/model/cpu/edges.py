@@ -33,14 +33,16 @@ def by_reader(
     config = model.config
     centre = _centre(config.d_model, config.layer_norm)
     columns = lambda x: jnp.moveaxis(x, (0, 1), (-1, -2)).reshape(*x.shape[2:], masks * batch)
-    there = _written_there(model, source, swaps, centre)
+    with jax.named_scope("source_writes"):
+        there = _written_there(model, source, swaps, centre)
     mask = columns(swaps.edges).astype(there.dtype)
     positions = None if swaps.positions is None else columns(swaps.positions).astype(there.dtype)[:, None]
 
-    one_hot = jax.nn.one_hot(jnp.tile(tokens.T, (1, masks)), config.d_vocab, axis=0)
-    embed = _product(model.embed.W_E @ centre, one_hot)[None]
-    x = (model.pos_embed.W_pos[: tokens.shape[1]] @ centre).T[:, :, None]
-    x = jnp.broadcast_to(x, embed.shape[1:])
+    with jax.named_scope("embed"):
+        one_hot = jax.nn.one_hot(jnp.tile(tokens.T, (1, masks)), config.d_vocab, axis=0)
+        embed = _product(model.embed.W_E @ centre, one_hot)[None]
+        x = (model.pos_embed.W_pos[: tokens.shape[1]] @ centre).T[:, :, None]
+        x = jnp.broadcast_to(x, embed.shape[1:])
     reader, deltas = 0, ()
 
     def write(x, own, bias):
@@ -56,16 +58,20 @@ def by_reader(
         ends = np.cumsum([*map(len, deltas)])
         return _seen(x, deltas, tuple(jnp.split(mask[reader - n : reader, : ends[-1]], ends[:-1], 1)))
 
-    x = write(x, embed, jnp.zeros(config.d_model))
-    for block in model.blocks:
+    with jax.named_scope("embed"):
+        x = write(x, embed, jnp.zeros(config.d_model))
+    for i, block in enumerate(model.blocks):
         attn = block.attn
-        z = _z(attn, block.ln1, see(x, config.n_heads))
-        x = write(x, jax.vmap(_product)(attn.W_O @ centre, z), attn.b_O)
+        with jax.named_scope(f"blocks.{i}.attn"):
+            z = _z(attn, block.ln1, see(x, config.n_heads))
+            x = write(x, jax.vmap(_product)(attn.W_O @ centre, z), attn.b_O)
         if (mlp := block.mlp) is not None:
-            seen = _scaled(see(x, 1)[0], block.ln2)
-            post = ACTIVATION_FUNCTIONS[mlp.act_fn](_affine(mlp.W_in, mlp.b_in, seen, block.ln2))
-            x = write(x, _product(mlp.W_out @ centre, post)[None], mlp.b_out)
-    logits = _affine(model.unembed.W_U, model.unembed.b_U, _scaled(see(x, 1)[0], model.ln_final), model.ln_final)
+            with jax.named_scope(f"blocks.{i}.mlp"):
+                seen = _scaled(see(x, 1)[0], block.ln2)
+                post = ACTIVATION_FUNCTIONS[mlp.act_fn](_affine(mlp.W_in, mlp.b_in, seen, block.ln2))
+                x = write(x, _product(mlp.W_out @ centre, post)[None], mlp.b_out)
+    with jax.named_scope("unembed"):
+        logits = _affine(model.unembed.W_U, model.unembed.b_U, _scaled(see(x, 1)[0], model.ln_final), model.ln_final)
     return logits.reshape(*logits.shape[:2], masks, batch).transpose(3, 2, 1, 0)
 
 

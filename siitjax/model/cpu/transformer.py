@@ -45,11 +45,12 @@ def batch_last(
     first, at_mlp = (0, False) if resume is None else block_of(resume[0])
     embed = None
     if resume is None:
-        # A lookup's gradient would be a scatter, which is slow here, and vocabularies are small.
-        embed = _product(model.embed.W_E, jax.nn.one_hot(tokens.T, model.config.d_vocab, axis=0)[:, :, None])
-        if sites is not None and source is not None and source.embed is not None:
-            embed = jnp.where(sites.embed[None, None], source.embed, embed)
-        x = embed + model.pos_embed.W_pos[: tokens.shape[1]].T[:, :, None, None]
+        with jax.named_scope("embed"):
+            # A lookup's gradient would be a scatter, which is slow here, and vocabularies are small.
+            embed = _product(model.embed.W_E, jax.nn.one_hot(tokens.T, model.config.d_vocab, axis=0)[:, :, None])
+            if sites is not None and source is not None and source.embed is not None:
+                embed = jnp.where(sites.embed[None, None], source.embed, embed)
+            x = embed + model.pos_embed.W_pos[: tokens.shape[1]].T[:, :, None, None]
     else:
         x = resume[1].stream[first]
 
@@ -57,25 +58,28 @@ def batch_last(
     for i, block in enumerate(model.blocks[first:], start=first):
         streams.append(x)
         known = resume[1] if resume is not None and i == first else None
-        z = _z(block.attn, block.ln1, x) if known is None else known.z[i]
-        if sites is not None and source is not None and not (known and at_mlp) and _swaps(sites.z[i]):
-            z = jnp.where(sites.z[i][:, None, None], source.z[i], z)
-        zs.append(z)
-        x = x + _affine(block.attn.W_O.reshape(-1, len(x)), block.attn.b_O, z.reshape(-1, *z.shape[2:]))
+        with jax.named_scope(f"blocks.{i}.attn"):
+            z = _z(block.attn, block.ln1, x) if known is None else known.z[i]
+            if sites is not None and source is not None and not (known and at_mlp) and _swaps(sites.z[i]):
+                z = jnp.where(sites.z[i][:, None, None], source.z[i], z)
+            zs.append(z)
+            x = x + _affine(block.attn.W_O.reshape(-1, len(x)), block.attn.b_O, z.reshape(-1, *z.shape[2:]))
         if (mlp := block.mlp) is not None:
-            if known and at_mlp:
-                post = known.post[i]
-            else:
-                read = _affine(mlp.W_in, mlp.b_in, _standardised(block.ln2, x), block.ln2)
-                post = ACTIVATION_FUNCTIONS[mlp.act_fn](read)
-            posts.append(post)
-            out = _affine(mlp.W_out, mlp.b_out, post)
-            if sites is not None and source is not None and _swaps(sites.post[i]):
-                # An MLP is swapped as a whole, so that what it writes can be instead, which is narrower.
-                out = jnp.where(sites.post[i][None, None], _affine(mlp.W_out, mlp.b_out, source.post[i]), out)
-            x = x + out
+            with jax.named_scope(f"blocks.{i}.mlp"):
+                if known and at_mlp:
+                    post = known.post[i]
+                else:
+                    read = _affine(mlp.W_in, mlp.b_in, _standardised(block.ln2, x), block.ln2)
+                    post = ACTIVATION_FUNCTIONS[mlp.act_fn](read)
+                posts.append(post)
+                out = _affine(mlp.W_out, mlp.b_out, post)
+                if sites is not None and source is not None and _swaps(sites.post[i]):
+                    # An MLP is swapped as a whole, so that what it writes can be instead, which is narrower.
+                    out = jnp.where(sites.post[i][None, None], _affine(mlp.W_out, mlp.b_out, source.post[i]), out)
+                x = x + out
 
-    logits = _affine(model.unembed.W_U, model.unembed.b_U, _standardised(model.ln_final, x), model.ln_final)
+    with jax.named_scope("unembed"):
+        logits = _affine(model.unembed.W_U, model.unembed.b_U, _standardised(model.ln_final, x), model.ln_final)
     return logits.transpose(3, 2, 1, 0), Columnar(embed, tuple(zs), tuple(posts), tuple(streams))
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from siitjax.model.forms import BATCH_LAST, PLAIN
+from siitjax.model.forms import BATCH_LAST, PLAIN, ROLLED
 from siitjax.siit.objective import Sampling
 from siitjax.siit.train import Hyperparams, make_train
 from tests.tiny import CONFIG
@@ -41,6 +41,12 @@ def test_the_layers_of_a_step_have_names():
 
 def test_under_swaps_of_edges_they_have_the_same_and_those_of_what_is_swapped_in():
     assert of_step(EDGES, BATCH_LAST) >= {*LAYERS, *RUNS, *STEP, "base_run", "source_writes", "loss_base_iit_siit"}
+
+
+def test_where_blocks_run_in_one_loop_all_layers_have_one_name():
+    found = of_step(EDGES, ROLLED)
+    assert found >= {"embed", "blocks.attn", "blocks.mlp", "unembed", "source_writes", *RUNS, *STEP}
+    assert not found & {"blocks.0.attn", "blocks.0.mlp"}
 
 
 def test_of_three_updates_each_has_the_name_of_its_term():

@@ -3,6 +3,7 @@
 As it is written, a transformer of four blocks is four programs one after the other, each with fusions to choose and
 kernels to tune, and under swaps of edges each larger than the last. Here the blocks' weights are stacked, and one block
 is compiled, which a `scan` runs over the layers. What the senders wrote lies in one buffer, to which each block adds.
+A profile therefore names `blocks.attn` and `blocks.mlp`, of all layers together.
 """
 
 from functools import partial
@@ -53,22 +54,26 @@ def _under_nodes(
     sites = None if mask is None else model.config.nodes.sites(mask)
     given = lambda mask, source, own: own if mask is None or source is None else jnp.where(mask, source, own)
     there = Activations(None, None, None) if source is None else source
-    embed = given(None if sites is None else sites.embed, there.embed, model.embed.W_E[tokens])
+    with jax.named_scope("embed"):
+        embed = given(None if sites is None else sites.embed, there.embed, model.embed.W_E[tokens])
+        x = embed + model.pos_embed.W_pos[: len(tokens)]
 
     def body(x, now):
         block, sites, held_z, held_post = now
-        z = given(None if sites is None else sites.z[None, :, None], held_z, block.attn.z(normalised(block.ln1, x)))
-        after, post = x + block.attn.out(z), None
+        with jax.named_scope("blocks.attn"):
+            z = given(None if sites is None else sites.z[None, :, None], held_z, block.attn.z(normalised(block.ln1, x)))
+            after, post = x + block.attn.out(z), None
         if block.mlp is not None:
-            post = block.mlp.post(normalised(block.ln2, after))
-            post = given(None if sites is None else sites.post, held_post, post)
-            after = after + block.mlp.out(post)
+            with jax.named_scope("blocks.mlp"):
+                post = block.mlp.post(normalised(block.ln2, after))
+                post = given(None if sites is None else sites.post, held_post, post)
+                after = after + block.mlp.out(post)
         return after, (z, post, x)
 
     layers = None if sites is None else sites._replace(embed=None)
-    x = embed + model.pos_embed.W_pos[: len(tokens)]
     x, (z, post, stream) = jax.lax.scan(body, x, (blocks, layers, there.z, there.post))
-    logits = normalised(model.ln_final, x) @ model.unembed.W_U + model.unembed.b_U[None]
+    with jax.named_scope("unembed"):
+        logits = normalised(model.ln_final, x) @ model.unembed.W_U + model.unembed.b_U[None]
     return logits, Activations(embed, z, post, stream)
 
 
@@ -78,7 +83,8 @@ def rolled_edges(
 ) -> Float[Array, "batch mask seq out"]:
     """Logits of every sample under each of its swaps of edges; `source` is what `rolled` gave of the source runs."""
     blocks, nodes = stacked(model.blocks), model.config.nodes
-    there = jax.lax.stop_gradient(jax.vmap(partial(_writes, blocks))(source))
+    with jax.named_scope("source_writes"):
+        there = jax.lax.stop_gradient(jax.vmap(partial(_writes, blocks))(source))
     index = None if swaps.sources is None else jnp.moveaxis(swaps.sources, -1, 0)
     held = jax.vmap(of_source, (1, None if index is None else 0), 2)(there, index)
     held = jnp.broadcast_to(held, (*swaps.edges.shape[:2], len(nodes), *held.shape[3:]))
@@ -118,20 +124,24 @@ def _under_edges(
             """The buffer after some senders wrote: what each wrote in the source run, less what it writes here."""
             return jax.lax.dynamic_update_slice_in_dim(other, held[at : at + len(own)] - own, first + at, 0)
 
-        z = block.attn.z(normalised(block.ln1, seen(x, other, readers[:heads])))
-        other = wrote(other, jnp.einsum("shd,hdm->hsm", z, block.attn.W_O), 0)
-        x = x + block.attn.out(z)
+        with jax.named_scope("blocks.attn"):
+            z = block.attn.z(normalised(block.ln1, seen(x, other, readers[:heads])))
+            other = wrote(other, jnp.einsum("shd,hdm->hsm", z, block.attn.W_O), 0)
+            x = x + block.attn.out(z)
         if block.mlp is not None:
-            post = block.mlp.post(normalised(block.ln2, seen(x, other, readers[heads:])[0]))
-            other = wrote(other, (post @ block.mlp.W_out)[None], heads)
-            x = x + block.mlp.out(post)
+            with jax.named_scope("blocks.mlp"):
+                post = block.mlp.post(normalised(block.ln2, seen(x, other, readers[heads:])[0]))
+                other = wrote(other, (post @ block.mlp.W_out)[None], heads)
+                x = x + block.mlp.out(post)
         return (x, other), None
 
-    embed = model.embed.W_E[tokens]
-    other = jnp.concatenate([(there[0] - embed)[None], jnp.zeros_like(there[1:])])
+    with jax.named_scope("embed"):
+        embed = model.embed.W_E[tokens]
+        other = jnp.concatenate([(there[0] - embed)[None], jnp.zeros_like(there[1:])])
+        x = embed + model.pos_embed.W_pos[:seq]
     held = there[1:].reshape(config.n_layers, per_block, *there.shape[1:])
     firsts = 1 + per_block * jnp.arange(config.n_layers, dtype=jnp.int32)
-    x = embed + model.pos_embed.W_pos[:seq]
     (x, other), _ = jax.lax.scan(body, (x, other), (blocks, by_block(swapped), held, firsts))
-    last = normalised(model.ln_final, seen(x, other, swapped[n - 1 :])[0])
-    return last @ model.unembed.W_U + model.unembed.b_U[None]
+    with jax.named_scope("unembed"):
+        last = normalised(model.ln_final, seen(x, other, swapped[n - 1 :])[0])
+        return last @ model.unembed.W_U + model.unembed.b_U[None]

@@ -8,7 +8,8 @@ CONSTRAINTS := $(if $(filter 3.11,$(VERSION)),constraints.txt,constraints-3.12.t
 RUN := .venv/bin/python
 # PyTorch's builds for CUDA are large; where an index offers a build for CPUs, pip takes it by this version.
 TORCH := torch==2.13.0
-INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+# What is never imported need not be compiled.
+INSTALL := $(RUN) -m pip install --no-compile --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: betas test proofs lens4 check docs clean
 
@@ -35,7 +36,7 @@ docs: .venv/docs-$(VERSION)
 
 # The loaders on TransformerLens 4 too, in an environment of its own: SAELens, which .venv has, needs an older one.
 LENS4 := .venv-lens4/bin/python
-INSTALL4 := $(LENS4) -m pip install --quiet --disable-pip-version-check --constraint .venv-lens4/constraints.txt
+INSTALL4 := $(LENS4) -m pip install --no-compile --quiet --disable-pip-version-check --constraint .venv-lens4/constraints.txt
 
 lens4: .venv-lens4/test-$(VERSION)
 	$(LENS4) -m pytest tests/test_torch.py tests/test_folder.py

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from rich import box
 from rich.table import Table
-from scipy.stats import binomtest
 
 import cases
 from siitjax.base.command import MOST_SEEDS, flag, main
 from siitjax.causal.combine import combine
 from siitjax.questions.question import Question
-from siitjax.questions.report import Verdict, heat_map
+from siitjax.questions.report import Verdict
 from siitjax.questions.statistics.paired import by_seed
 from siitjax.questions.statistics.ranks import LEVEL
 from siitjax.siit.objective import DrawnPer
@@ -90,6 +89,8 @@ class Capacity(Question):
 
     def _held(self, rows: Sequence[Row], d_mlp: int) -> tuple[int, int]:
         """How many models fit, and how many do not, beyond chance."""
+        from scipy.stats import binomtest
+
         fits = unfit = 0
         for model in self.models:
             ours = by_seed(rows, _setting(model, d_mlp))
@@ -108,6 +109,8 @@ class Capacity(Question):
         return [*super().tables(rows, results), table]
 
     def picture(self, rows: Sequence[Row], results: Results, verdict: Verdict, path: Path) -> None:
+        from siitjax.questions.pictures import heat_map
+
         shares = [[self.share(rows, model, d) for d in self.d_mlp] for model in self.models]
         heat_map(shares, self.models, self.d_mlp, ("tasks", "neurons an MLP"), f"{self.title}\n{verdict}", path)
 

@@ -29,6 +29,8 @@ from siitjax.sweep.engine import Member
 from siitjax.sweep.results import Results, Row
 from siitjax.sweep.rows import read_rows, weights_file
 
+KINDS = Recipe.edges().hyper
+"""How often training under swaps of edges draws each kind, if nothing else is said."""
 QUICK = ("0", "1", "2", "0+1", "1+2")
 PUBLISHED = dict(
     zip(
@@ -80,6 +82,10 @@ class Models(Question):
     swaps: Swaps = flag("nodes", "train under swaps of nodes, or of edges and every other kind: nodes or edges")
     edges_from: float = flag(0.4, "of --swaps=edges: the share of the run in which single nodes are swapped", least=0)
     w_changed: float = flag(1.0, "of --swaps=edges: how much more a token weighs whose label changes", least=0)
+    p_edge: float = flag(KINDS.p_edge, "of --swaps=edges: how often IIT swaps one edge of the circuit", least=0)
+    p_nodes: float = flag(KINDS.p_nodes, "of --swaps=edges: how often it swaps a random subset of nodes", least=0)
+    p_edges: float = flag(KINDS.p_edges, "of --swaps=edges: how often a random subset of edges; else one node", least=0)
+    p_positions: float = flag(KINDS.p_positions, "of --swaps=edges: how often at random positions alone", least=0)
     start: str = flag("", "begin with weights that hold at nodes: shipped, or a results folder that has each seed's")
     rules: tuple[Counterfactual, ...] = flag(("causal", "frozen"), "what a swap changes: causal, frozen")
     quick: bool = flag(False, f"the models {', '.join(QUICK)} alone, a seed each")
@@ -101,7 +107,9 @@ class Models(Question):
         given = {"p_unused": self.p_unused, "lr_end": self.lr_end}
         hyper = Hyperparams(**given)
         if self.swaps == "edges":
-            hyper = replace(Recipe.edges().hyper, **given, edges_from=edges_from, w_changed=self.w_changed)
+            kinds_of_swap = ("p_edge", "p_nodes", "p_edges", "p_positions")
+            given |= {"edges_from": edges_from, **{name: getattr(self, name) for name in (*kinds_of_swap, "w_changed")}}
+            hyper = replace(KINDS, **given)
         configs = {kind: self._config(*kind) for kind in kinds}  # one a kind: its seeds share a compilation
         return [
             Member(

@@ -22,7 +22,6 @@ from siitjax.base.files import write_atomically
 from siitjax.bench.flops import step_flops
 from siitjax.bench.process import Crew, Setup, Station, in_turn
 from siitjax.bench.timing import PARTS, STEPS, seconds
-from siitjax.questions.report import cost_picture
 from siitjax.siit.objective import Swaps
 from siitjax.siit.train import TrainConfig, Updates
 from siitjax.sweep import hosts
@@ -127,6 +126,8 @@ class Throughput(Command):
             folder.mkdir(parents=True, exist_ok=True)
             rows = {"timings": [asdict(t) for t in timings], "costs": [asdict(c) for c in costs]}
             write_atomically(folder / "throughput.json", json.dumps({**about, **rows}, indent=1) + "\n")
+            from siitjax.questions.pictures import cost_picture
+
             cost_picture(rows["timings"], f"{self.case}, {about['device']}", folder / "throughput.png")
             if self.profile:
                 self._profile(folder / "profile")

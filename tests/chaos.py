@@ -25,7 +25,11 @@ from pathlib import Path
 from siitjax.base.command import Command, flag, main
 from tests.tear import everything
 
-SWEEP = ("--seeds=2", "--epochs=25", "--samples=4000", "--beta2=0.9", "--save_seconds=0.2")
+SWEEP = ("--seeds=2", "--save_seconds=0.2")
+QUICK = (*SWEEP, "--case=tests.tiny:NEVER", "--updates=single", "--epochs=60", "--samples=4000")
+"""Four members of one compilation, of the smallest case."""
+WHOLE = (*SWEEP, "--beta2=0.9", "--epochs=25", "--samples=4000")
+"""Four members of two compilations: of one and of three updates a batch."""
 RUN_SECONDS = 9.0
 """About what an undisturbed run takes on one worker: kills come within this time."""
 LAST = 600.0
@@ -49,9 +53,10 @@ def contents(folder: Path) -> Contents:
     return {"rows": [{k: v for k, v in row.items() if k != "seconds"} for row in rows], **files}
 
 
-def start(folder: Path, workers: int, *, cached: bool = True) -> subprocess.Popen[bytes]:
+def start(folder: Path, workers: int, sweep: tuple[str, ...], *, cached: bool = True) -> subprocess.Popen[bytes]:
     """The sweep, begun or resumed, in a process group of its own."""
-    command = [sys.executable, "-m", "sweeps.betas", *SWEEP, f"--workers={workers}", f"--out={folder}", "--resume"]
+    flags = (f"--workers={workers}", f"--out={folder}", "--resume")
+    command = [sys.executable, "-m", "sweeps.betas", *sweep, *flags]
     # Compiled as users' runs are: programs that the tests compile quickly train ten times as long.
     env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": str(cached).lower(), "XLA_FLAGS": ""}
     said = open(folder.with_suffix(".log"), "wb")  # noqa: SIM115 (the process keeps it)
@@ -83,6 +88,7 @@ class Chaos(Command):
 
     kills: int = flag(50, "how many", least=1)
     seed: int = flag(0, "decides the moments", least=0)
+    quick: bool = flag(False, "kill a sweep of the smallest case, which is compiled in the least time")
     tear: bool = flag(False, "tear every file at every byte of its last write instead, and go on from there")
     every: int = flag(1, "of these bytes, one in so many", least=1)
 
@@ -99,16 +105,16 @@ class Chaos(Command):
         return 0 if well == times else 1
 
     def _run(self, home: Path) -> int:
-        whole, folder = home / "undisturbed", home / "killed"
+        whole, folder, sweep = home / "undisturbed", home / "killed", QUICK if self.quick else WHOLE
         began = time.monotonic()
-        if start(whole, 2).wait(LAST) != 0:
+        if start(whole, 2, sweep).wait(LAST) != 0:
             raise ValueError(f"the undisturbed run failed: {whole.with_suffix('.log').read_text()[-300:]}")
         expected, rng = contents(whole), random.Random(self.seed)
         print(f"undisturbed: {len(expected) - 1} files, {time.monotonic() - began:.0f} s", flush=True)
         killed = same = pending = 0
         while killed < self.kills or pending:
             cached, workers = rng.random() < 0.8, rng.choice((1, 2))
-            process = start(folder, workers, cached=cached)
+            process = start(folder, workers, sweep, cached=cached)
             if killed < self.kills and self._kill(process, folder, rng, killed + 1, workers):
                 killed, pending = killed + 1, pending + 1
             code = process.wait(LAST)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import siitjax.sweep.engine
+import siitjax.sweep.lanes
 import siitjax.sweep.placement
 from siitjax.model.forms import ROLLED, fastest
 from siitjax.siit.metrics import shares
@@ -85,6 +86,13 @@ def test_each_bucket_is_compiled_once_for_all_its_members():
     asked = []
     run(MEMBERS, lambda config, most: asked.append((config, most)) or program(config, 1))
     assert asked == [(CONFIG, None), (OTHER, None)]
+
+
+def test_training_that_is_traced_twice_is_a_bug_with_a_traceback(monkeypatch):
+    twice = lambda one, *how: lambda *batch: [one(*jax.tree.map(lambda x: x[0], batch)) for _ in range(2)]
+    monkeypatch.setattr(siitjax.sweep.lanes, "over_lanes", twice)
+    with pytest.raises(AssertionError, match="assert_equal failed"):
+        compile_program(CONFIG)
 
 
 def watched(lanes: int, look: Callable) -> Callable[[TrainConfig, int | None], Program]:

@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {"epochs": 2, "samples": 400, "batch_size": 64, "progres
 ROOMS = (
     *("causal.circuit", "causal.combine", "causal.data", "front.evaluate", "front.grid", "front.load", "front.loggers"),
     *("front.run", "front.train", "model.nodes", "model.transformer", "siit.recipe", "siit.train"),
-    "sweep.processes.messages",
+    *("sweep.processes.messages", "flax.module"),
 )
 OWN = {"Recipe", "Run", "Evaluation", "train", "sweep", "evaluate", "load", "register", "find_case"}
 """The public names that the front door adds; the others are those of the rooms."""
@@ -66,7 +66,7 @@ def test_importing_it_imports_nothing_and_the_room_of_sweeps_stays_one():
 
 
 def test_a_seed_gives_the_weights_of_the_table_to_the_bit(trained, tmp_path):
-    flags = ["--case=1", "--rules=causal", "--seeds=2", "--epochs=2", "--samples=400", "--batch_size=64"]
+    flags = ["--case=1", "--rules=causal", "--seeds=2", "--epochs=2", "--samples=400", "--batch_size=64", "--workers=1"]
     ended = run("-m", "sweeps.table", *flags, f"--out={tmp_path}/table")
     assert ended.code == 0, ended.err
     path = trained.save(tmp_path / "mine.safetensors")

@@ -1,9 +1,12 @@
-"""Importing siitjax changes nothing outside of it."""
+"""Importing siitjax changes nothing outside of it, and is as quick as what only trains needs it."""
 
 import subprocess
 import sys
 
-from tests.commands import HANGS
+from tests.commands import HANGS, run
+
+SLOW = ("matplotlib", "scipy.stats", "torch", "transformer_lens", "flax")
+"""Each takes about as long to import as all that trains."""
 
 LOOK = """
 import ast, importlib, locale, logging, os, pkgutil, random, signal, sys, threading, warnings
@@ -69,3 +72,10 @@ def test_no_module_has_an_effect_when_it_is_imported():
     """State is compared before and after, with the libraries that ours import imported before."""
     done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=HANGS)
     assert done.stdout.endswith("nothing changed\n"), done.stderr
+
+
+def test_what_draws_and_what_tests_is_imported_where_it_is_used():
+    words = "import sys, siitjax, siitjax.cli.main, sweeps.betas, sweeps.table; siitjax.train; print(*sys.modules)"
+    found = run("-c", words).out.split()
+    assert "siitjax.sweep.engine" in found
+    assert not {*SLOW} & {*found}

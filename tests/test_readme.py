@@ -35,8 +35,8 @@ def test_the_task_shown_is_the_file_of_a_case():
 
 def test_the_question_shown_runs(tmp_path):
     (tmp_path / "clip.py").write_text(block("Does it matter at which norm gradients are clipped?"))
-    small = ("--seeds=2", "--samples=200", "--batch_size=50", "--epochs=2", f"--out={tmp_path / 'results'}")
-    ended = run(str(tmp_path / "clip.py"), *small)
+    small = ("--seeds=2", "--samples=200", "--batch_size=50", "--epochs=2", "--workers=1")
+    ended = run(str(tmp_path / "clip.py"), *small, f"--out={tmp_path / 'results'}")
     assert ended.code == 0, ended.err
     assert "clip 0.1" in ended.out
     assert (tmp_path / "results" / "figure.png").exists()
@@ -59,3 +59,12 @@ def test_the_model_shown_loads_and_holds_its_circuit():
     exec(compile(shown, "README.md", "exec"), names)
     assert names["labels"].shape == (5,)
     assert (names["logits"].argmax(-1) == names["labels"]).all()
+
+
+def test_the_flax_module_shown_is_swapped_and_ours_again():
+    (shown,) = [text for text in BLOCKS if "siitjax.flax.to_nnx(" in text]
+    names = {}
+    exec(compile(shown, "README.md", "exec"), names)
+    ours = names["ours"]
+    assert (names["logits"] != ours(names["base"])[0]).any()
+    assert names["logits"].shape == (4, 3)

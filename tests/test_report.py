@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from siitjax.questions.report import Verdict, picture, summarise, table
+from siitjax.questions.pictures import picture
+from siitjax.questions.report import Verdict, summarise, table
 from siitjax.questions.statistics.paired import Points, difference
 from siitjax.sweep.results import CURVES, Results, Row
 from sweeps.schedule import Schedules

@@ -3,6 +3,8 @@ diverge as their rates decide."""
 
 from dataclasses import replace
 
+import jax.numpy as jnp
+
 from cases import left_greater
 from siitjax.causal.circuit import Variable
 from siitjax.causal.data import Uniform
@@ -35,6 +37,22 @@ CASE = replace(
     d_head=2,
 )
 CONFIG = TrainConfig(CASE, epochs=EPOCHS, batch_size=80, samples=200, sampling=Sampling("subset", "subset"))
+
+
+def odd(tokens):
+    """Whether an odd number of ones came so far."""
+    return jnp.cumsum(tokens == 2) % 2
+
+
+NEVER = replace(
+    CASE,
+    name="never",
+    variables=(Variable("odd", ("tokens",), odd, head(0, 1)),),
+    d_model=4,
+    d_head=2,
+    attn_only=True,
+)
+"""What is compiled in the least time, for processes that each do so; no member converges on it."""
 
 LEARNS = Hyperparams(0.05, 0.04, 0.9, 0.9, 1e-3, 1.0, 0.4, 1.0, 0.4, 0.5, 0.5)
 STAYS = Hyperparams(1e-30, 0.0, 0.8, 0.99, 1e-2, 2.0, 0.3, 0.9, 0.5, 0.6, 0.4)

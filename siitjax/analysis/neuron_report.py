@@ -15,7 +15,7 @@ from rich.table import Table
 from siitjax.analysis.neuron_summary import LEAST, MATTERS, MOST, Model, matters
 from siitjax.analysis.neurons import Answers, participation_ratio
 from siitjax.causal import registry
-from siitjax.questions.report import COLOURS, STYLE
+from siitjax.questions.pictures import COLOURS, STYLE
 
 
 def models_table(models: Sequence[Model], title: str) -> Table:

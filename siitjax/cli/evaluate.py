@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from rich.console import Console
-from scipy.stats import binomtest
 
 from siitjax.base.command import Command, argument, flag
 from siitjax.base.share import percent
@@ -102,5 +101,7 @@ def _each(what: str, nodes: list[str], stored: Sequence[Fraction | None], found:
 def _below(found: Tally, stored: Fraction | None) -> bool:
     if stored is None or not found.of:
         return False
+    from scipy.stats import binomtest  # which takes as long to import as all that measures
+
     interval = binomtest(int(found.right), int(found.of)).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.high) < stored - MARGIN

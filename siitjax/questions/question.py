@@ -24,7 +24,7 @@ from siitjax.base.precision import MatmulPrecision
 from siitjax.causal import registry
 from siitjax.causal.case import Case
 from siitjax.causal.validate import check_labels
-from siitjax.questions.report import Verdict, picture, summarise, summary, table
+from siitjax.questions.report import Verdict, summarise, summary, table
 from siitjax.siit.objective import DrawnPer, Sampling
 from siitjax.siit.train import TrainConfig, Updates
 from siitjax.sweep import hosts
@@ -78,6 +78,8 @@ class Sweep(Command):
 
     def picture(self, rows: Sequence[Row], results: Results, verdict: Verdict, path: Path) -> None:
         """Draws the picture, a png or a pdf as the path says: curves and convergence, unless a question has its own."""
+        from siitjax.questions.pictures import picture
+
         picture(results, rows, f"{self.title} ({self.about})", verdict, path)
 
     def measured(self, rows: Sequence[Row], results: Results) -> Sequence[Row]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -191,8 +192,10 @@ def load(folder: Path, spot: Spot, like: State) -> State:
         found, checksums = _read(place.absolute())
         leaves, tree = jax.tree.flatten(jax.eval_shape(without_keys, like))
         own = [np.asarray(found[f"{i:03d}"])[spot.lane] for i in range(len(leaves))]
-        if [(x.shape, x.dtype) for x in own] != [(x.shape, x.dtype) for x in leaves]:
-            raise ValueError("its arrays have other shapes")
+        try:
+            chex.assert_trees_all_equal_shapes_and_dtypes(own, leaves)
+        except AssertionError:
+            raise ValueError("its arrays have other shapes") from None
         if checksums[spot.lane] != _checksum(own):
             raise ValueError("its numbers are not those that were saved")
     except Exception as error:  # orbax and tensorstore raise of every kind

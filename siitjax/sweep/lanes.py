@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,7 @@ def compile_program(
 
     Raises:
         UserError: the lanes cannot be split evenly over the devices, or `batching` is unknown.
+        AssertionError: training is traced more than once, which is a bug of ours.
     """
     check_choice("batching", batching, get_args(Batching))
     devices = jax.local_devices()[:1] if devices is None else devices
@@ -111,8 +113,17 @@ def compile_program(
     lane = jax.ShapeDtypeStruct((), jnp.int32)
     taken = jax.jit(take).lower(shapes, lane).compile()
     until = jax.ShapeDtypeStruct((lanes,), jnp.int32, sharding=lane_axis)
-    lanes_of = over_lanes(train.advance, lanes // len(devices), batching, mesh)
-    advance = jax.jit(lanes_of, donate_argnums=2).lower(shapes.hyper, shapes.data, shapes.state, until).compile()
+    traced: list[TrainConfig] = []
+
+    def counted(*member):
+        traced.append(config)
+        return train.advance(*member)
+
+    lanes_of = over_lanes(counted, lanes // len(devices), batching, mesh)
+    lowered = jax.jit(lanes_of, donate_argnums=2).lower(shapes.hyper, shapes.data, shapes.state, until)
+    # A second trace would take as long again. (`chex.assert_max_traces` counts the traces of all buckets together.)
+    chex.assert_equal(len(traced), 1)
+    advance = lowered.compile()
     return Program(
         config=config,
         lanes=lanes,

@@ -17,7 +17,8 @@ from siitjax.analysis.sae.results import Row
 from siitjax.analysis.sae.site import HOOKS
 from siitjax.analysis.sae.study import Cost
 from siitjax.base.share import percent
-from siitjax.questions.report import COLOURS, STYLE, mean
+from siitjax.questions.pictures import COLOURS, STYLE
+from siitjax.questions.report import mean
 from siitjax.questions.statistics.paired import Points, points
 
 CONTROLS = ("neurons", "PCA", "random")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom
+from scipy.special import bdtr
 
 from siitjax.base.errors import UserError
 from siitjax.questions.statistics.ranks import LEVEL
@@ -38,7 +38,7 @@ def points(shares: Iterable[float]) -> Points:
     if not len(values):
         return Points(None, None, None)
     # Of n signs that are + or - by chance, this many or fewer are + in half of `LEVEL` of all cases.
-    dropped = int((binom.cdf(np.arange(len(values)), len(values), 0.5) <= LEVEL / 2).sum()) - 1
+    dropped = int((bdtr(np.arange(len(values)), len(values), 0.5) <= LEVEL / 2).sum()) - 1
     if dropped < 0 or np.ptp(values) < 1e-9:
         return Points(float(np.median(values)), None, None)
     return Points(float(np.median(values)), float(values[dropped]), float(values[-1 - dropped]))

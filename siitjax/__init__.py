@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from siitjax.causal.data import Uniform as Uniform
     from siitjax.causal.loss import CrossEntropy as CrossEntropy
     from siitjax.causal.loss import SquaredError as SquaredError
+    from siitjax.causal.sources import OneChanged as OneChanged
     from siitjax.front.evaluate import Evaluation as Evaluation
     from siitjax.front.evaluate import NodeShares as NodeShares
     from siitjax.front.evaluate import evaluate as evaluate
@@ -61,6 +62,7 @@ _HOMES = {
     "causal.combine": ("combine",),
     "causal.data": ("Arrangements", "Those", "Uniform"),
     "causal.loss": ("CrossEntropy", "SquaredError"),
+    "causal.sources": ("OneChanged",),
     "front.evaluate": ("Evaluation", "NodeShares", "evaluate"),
     "front.load": ("find_case", "load", "register"),
     "front.loggers": ("TensorBoard", "WandB"),
@@ -88,6 +90,7 @@ __all__ = [
     "Hyperparams",
     "Node",
     "NodeShares",
+    "OneChanged",
     "Recipe",
     "Run",
     "Sampling",

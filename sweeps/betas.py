@@ -36,7 +36,9 @@ class Betas(Question):
     beta1: tuple[float, ...] = flag((0.9,), "Adam's beta1")
     beta2: tuple[float, ...] = flag((0.9, 0.999), "Adam's beta2")
     p_unused: float = flag(0.5, "probability of each unused node in the subset that the SIIT term swaps")
-    updates: tuple[Updates, ...] = flag(("single", "three"), "updates a batch: single, three")
+    updates: tuple[Updates, ...] = flag(
+        ("single", "three"), "updates a batch: single (on the weighted sum) or three (one a loss term)"
+    )
 
     def members(self) -> Sequence[Member]:
         case = self.build()

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 import cases
-from siitjax.base.command import MOST_SEEDS, flag, main
+from siitjax.base.command import flag, main
 from siitjax.causal.combine import combine
 from siitjax.questions.question import Question
 from siitjax.questions.report import Verdict
@@ -42,20 +42,20 @@ class Capacity(Question):
 
     title = "Do more tasks fit a wider MLP?"
 
-    case: str = flag("copies", "what the results folder is called")
-    models: tuple[str, ...] = flag(("1", "1+1", "1+1+1"), "what is put together, from few to many")
-    d_mlp: tuple[int, ...] = flag((2, 4, 8, 16, 32), "neurons an MLP", least=1)
-    width_factor: float = flag(2.6, "d_model in the largest part's, the same for all models", least=0)
-    d_head: int = flag(4, "width of a head", least=1)
-    seeds: int = flag(2, "members a setting: seeds 0, 1, 2, ...", least=1, most=MOST_SEEDS)
-    epochs: int = flag(80, "passes over the data at most; the learning rate reaches its end with the last", least=1)
-    samples: int = flag(5_000, "strings a task, four fifths to train on and one fifth to validate on", least=1)
-    init_gain: float = flag(0.18, "gain of the Xavier normal initialisation; 0.18 is the original's 0.8 / sqrt(20)")
-    drawn_per: DrawnPer = flag("example", "draw the nodes to swap once a batch, or for every example: batch or example")
-    lr_start: float = flag(2e-3, "learning rate of the first update; it falls linearly", least=0)
-    lr_end: float = flag(1e-5, "learning rate after the last epoch", least=0)
+    case: str = flag("copies", "name of the results folder, in results/")
+    models: tuple[str, ...] = flag(("1", "1+1", "1+1+1"), "the models to train: tasks with + between, from few to many")
+    d_mlp: tuple[int, ...] = flag((2, 4, 8, 16, 32), "neurons in each MLP", least=1)
+    width_factor: float = 2.6
+    d_head: int = flag(4, "d_head: numbers in each head", least=1)
+    seeds: int = 2
+    epochs: int = 80
+    samples: int = 5_000
+    init_gain: float = 0.18
+    drawn_per: DrawnPer = "example"
+    lr_start: float = flag(2e-3, "learning rate of the first update; it falls linearly to --lr_end", least=0)
+    lr_end: float = flag(1e-5, "learning rate after the last update", least=0)
     beta2: float = flag(0.999, "Adam's beta2", least=0)
-    quick: bool = flag(False, "one seed a setting")
+    quick: bool = flag(False, "train one seed a setting")
 
     def members(self) -> Sequence[Member]:
         members = []

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from siitjax.base.command import MOST_SEEDS, flag, main
+from siitjax.base.command import flag, main
 from siitjax.base.errors import UserError
 from siitjax.questions.question import Question
 from siitjax.questions.report import Verdict
@@ -32,14 +32,14 @@ class Heads(Question):
 
     title = "Can unrelated tasks share a head?"
 
-    case: str = flag("0+1", "the tasks, those of cases/ with + between")
-    d_head: tuple[int, ...] = flag((4, 8), "widths of a head", least=1)
-    seeds: int = flag(8, "members a setting: seeds 0, 1, 2, ...", least=1, most=MOST_SEEDS)
-    epochs: int = flag(40, "passes over the data at most; the learning rate reaches its end with the last", least=1)
-    samples: int = flag(5_000, "strings a task, four fifths to train on and one fifth to validate on", least=1)
-    init_gain: float = flag(0.18, "gain of the Xavier normal initialisation; 0.18 is the original's 0.8 / sqrt(20)")
-    drawn_per: DrawnPer = flag("example", "draw the nodes to swap once a batch, or for every example: batch or example")
-    quick: bool = flag(False, "two seeds a setting")
+    case: str = flag("0+1", "the tasks, by name or number, with + between")
+    d_head: tuple[int, ...] = flag((4, 8), "d_head: numbers in each head", least=1)
+    seeds: int = 8
+    epochs: int = 40
+    samples: int = 5_000
+    init_gain: float = 0.18
+    drawn_per: DrawnPer = "example"
+    quick: bool = flag(False, "train two seeds a setting")
 
     def members(self) -> Sequence[Member]:
         if "+" not in self.case:

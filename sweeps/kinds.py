@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 
 import cases
-from siitjax.base.command import flag, main
+from siitjax.base.command import main
 from siitjax.base.share import percent
 from siitjax.questions.question import Question
 from siitjax.questions.report import Verdict
@@ -51,12 +51,12 @@ class Kinds(Question):
 
     title = "Which kinds of swap must training draw?"
 
-    case: str = flag("unique_extractor", "the task, one of those in cases/, or several with + between: 1+2")
-    seeds: int = flag(6, "members a setting: seeds 0, 1, 2, ...", least=1)
-    epochs: int = flag(20, "passes over the data; the learning rate reaches its end with the last", least=1)
-    init_gain: float = flag(0.18, "gain of the Xavier normal initialisation, as the shipped models were made with")
-    drawn_per: DrawnPer = flag("example", "draw the nodes to swap once a batch, or for every example: batch or example")
-    batch_size: int = flag(64, "pairs a batch", least=1)
+    case: str = "unique_extractor"
+    seeds: int = 6
+    epochs: int = 20
+    init_gain: float = 0.18
+    drawn_per: DrawnPer = "example"
+    batch_size: int = 64
 
     def members(self) -> Sequence[Member]:
         config = self.train_config(self.build(), swaps="edges")

@@ -59,15 +59,15 @@ class Polysemanticity(Command):
     title: ClassVar[str] = "Are the neurons of the shipped models polysemantic?"
 
     models: tuple[str, ...] = flag(cases.MODELS, "the shipped models to measure, by number")
-    strings: int = flag(500, "strings a task on which information is measured", least=20)
-    ablated: int = flag(50, "how many of those neurons are held at their mean on", least=2)
-    backgrounds: int = flag(24, "random sets of an MLP's neurons beside which each is held", least=2)
-    controls: int = flag(1, "transformers with random weights beside each model", least=1)
+    strings: int = flag(500, "strings a task on which the information in each neuron is measured", least=20)
+    ablated: int = flag(50, "of these strings, those on which neurons are held at their mean", least=2)
+    backgrounds: int = flag(24, "random sets of other neurons of the MLP, held with each neuron", least=2)
+    controls: int = flag(1, "transformers of the same shape with random weights, measured beside each model", least=1)
     seed: int = flag(3_000_000, "decides the strings and the random weights", least=0)
     capacity: tuple[str, ...] = flag(
         (), "also measure what converged in these results folders of python -m sweeps.capacity"
     )
-    quick: bool = flag(False, f"the models {', '.join(QUICK)} alone")
+    quick: bool = flag(False, f"measure the models {', '.join(QUICK)} alone")
     out: str = flag("results/polysemanticity", "folder of the results")
 
     def run(self) -> int:

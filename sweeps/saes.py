@@ -62,31 +62,29 @@ class SAEs(Command):
 
     title: ClassVar[str] = "Do sparse autoencoders find the known variables?"
 
-    models: tuple[str, ...] = flag(PAIRS, "the shipped models, by number; a verdict takes 6")
+    models: tuple[str, ...] = flag(PAIRS, "the shipped models to train SAEs on, by number; a verdict takes 6")
     sites: tuple[str, ...] = flag(
-        HOOKS, "where: TransformerLens' names, or without a layer for all that hold variables"
+        HOOKS, "sites: TransformerLens' names; a name without its layer is each layer that holds variables there"
     )
     kinds: tuple[str, ...] = flag(tuple(KINDS), "the kinds of SAE: standard, topk, jumprelu, gated")
-    standard: tuple[float, ...] = flag((0.03, 0.1, 0.3), "weights of a standard SAE's L1", least=0)
-    topk: tuple[float, ...] = flag((1, 2, 4), "a TopK SAE's k", least=1)
-    jumprelu: tuple[float, ...] = flag((0.01, 0.03, 0.1), "weights of a JumpReLU SAE's L0", least=0)
-    gated: tuple[float, ...] = flag((0.1, 0.3, 1.0), "weights of a gated SAE's L1", least=0)
-    seeds: int = flag(3, "SAEs of each setting: seeds 0, 1, 2, ...", least=1, most=MOST_SEEDS)
-    latents: int = flag(128, "latents of an SAE", least=2)
-    steps: int = flag(2_000, "updates", least=1)
+    standard: tuple[float, ...] = flag((0.03, 0.1, 0.3), "weights of the L1 penalty of a standard SAE", least=0)
+    topk: tuple[float, ...] = flag((1, 2, 4), "latents that a TopK SAE leaves active a token", least=1)
+    jumprelu: tuple[float, ...] = flag((0.01, 0.03, 0.1), "weights of the L0 penalty of a JumpReLU SAE", least=0)
+    gated: tuple[float, ...] = flag((0.1, 0.3, 1.0), "weights of the L1 penalty of a gated SAE", least=0)
+    seeds: int = flag(3, "SAEs a setting; their seeds are 0, 1, 2, ...", least=1, most=MOST_SEEDS)
+    latents: int = flag(128, "latents in each SAE", least=2)
+    steps: int = flag(2_000, "updates of each SAE", least=1)
     batch_size: int = flag(64, "tokens an update", least=1)
     lr: float = flag(2e-3, "Adam's learning rate; it falls to 0 over the last fifth of the updates")
-    tokens: int = flag(16_384, "activations to train on", least=256)
+    tokens: int = flag(16_384, "tokens whose activations are trained on", least=256)
     held_out: int = flag(
-        600, "samples to score on: the first half chooses the best latents, the second measures", least=100
+        600, "samples to score on: the first half chooses the best latents, the second half measures them", least=100
     )
-    pairs: int = flag(200, "of these, those that are interchanged", least=2)
+    pairs: int = flag(200, "of these samples, those that are interchanged, each with another one", least=2)
     seed: int = flag(4_000_000, "decides the samples, and the weights of the untrained transformers", least=0)
-    untrained: bool = flag(True, "also train on untrained transformers, a seed each")
+    untrained: bool = flag(True, "also train SAEs on untrained transformers, one seed a setting")
     peer: Literal["", "saelens"] = flag("", "also time the same SAEs in SAELens, on the same activations: saelens")
-    devices: int = flag(
-        0, "split the SAEs over this many devices; 0 for all (on CPU, virtual ones: a core each)", least=0
-    )
+    devices: int = flag(0, "devices that the SAEs are split over; 0: all; on CPU they are virtual, one a core", least=0)
     quick: bool = flag(False, "two kinds of site of one model, one seed, 1000 updates, and no untrained transformer")
     out: str = flag("results/saes", "folder of the results")
     resume: bool = flag(False, "go on with an unfinished results folder")

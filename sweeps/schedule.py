@@ -28,9 +28,9 @@ class Schedules(AgainstFirst):
 
     title = "Does it matter that the learning rate falls?"
 
-    high: float = flag(1e-3, "the learning rate at the first update")
-    low: float = flag(2e-4, "the learning rate that the published schedule ends at")
-    lowest: float = flag(1e-5, "a lower end", least=0)
+    high: float = flag(1e-3, "learning rate of the first update")
+    low: float = flag(2e-4, "learning rate after the last update, as published")
+    lowest: float = flag(1e-5, "a lower learning rate after the last update", least=0)
 
     def settings(self) -> Mapping[str, tuple[TrainConfig, Hyperparams]]:
         config = self.train_config(self.build())

@@ -70,25 +70,27 @@ class Models(Question):
 
     title = "Do combined transformers hold their circuits?"
 
-    case: str = flag("all", "the models: all, or a list such as 0,1+2,0+1+2+3")
-    seeds: int = flag(3, "members a setting: seeds 0, 1, 2, ...", least=1, most=MOST_SEEDS)
-    first_seed: int = flag(0, "the first of the seeds", least=0)
-    epochs: int = flag(60, "passes over the data at most; the learning rate reaches its end with the last", least=1)
-    batch_size: int = flag(0, "pairs a batch; 0 for 256 under swaps of nodes, and 64 under swaps of edges", least=0)
-    init_gain: float = flag(0.18, "gain of the Xavier normal initialisation; 0.18 is the original's 0.8 / sqrt(20)")
-    drawn_per: DrawnPer = flag("example", "draw the nodes to swap once a batch, or for every example: batch or example")
+    case: str = flag("all", "the models to train: all, or a list such as 0,1+2,0+1+2+3")
+    seeds: int = flag(3, "members a setting; their seeds count from --first_seed", least=1, most=MOST_SEEDS)
+    first_seed: int = flag(0, "the first seed", least=0)
+    epochs: int = 60
+    batch_size: int = flag(0, "pairs of a base and a source a batch; 0: 256, or 64 with --swaps=edges", least=0)
+    init_gain: float = 0.18
+    drawn_per: DrawnPer = "example"
     p_unused: float = flag(0.8, "probability of each unused node in the subset that the SIIT term swaps")
-    lr_end: float = flag(1e-5, "learning rate after the last epoch; it falls from 1e-3 to it linearly", least=0)
-    swaps: Swaps = flag("nodes", "train under swaps of nodes, or of edges and every other kind: nodes or edges")
-    edges_from: float = flag(0.4, "of --swaps=edges: the share of the run in which single nodes are swapped", least=0)
-    w_changed: float = flag(1.0, "of --swaps=edges: how much more a token weighs whose label changes", least=0)
-    p_edge: float = flag(KINDS.p_edge, "of --swaps=edges: how often IIT swaps one edge of the circuit", least=0)
-    p_nodes: float = flag(KINDS.p_nodes, "of --swaps=edges: how often it swaps a random subset of nodes", least=0)
-    p_edges: float = flag(KINDS.p_edges, "of --swaps=edges: how often a random subset of edges; else one node", least=0)
-    p_positions: float = flag(KINDS.p_positions, "of --swaps=edges: how often at random positions alone", least=0)
-    start: str = flag("", "begin with weights that hold at nodes: shipped, or a results folder that has each seed's")
-    rules: tuple[Counterfactual, ...] = flag(("causal", "frozen"), "what a swap changes: causal, frozen")
-    quick: bool = flag(False, f"the models {', '.join(QUICK)} alone, a seed each")
+    lr_end: float = flag(1e-5, "learning rate after the last update; it falls linearly from 1e-3", least=0)
+    swaps: Swaps = flag("nodes", "what training swaps: nodes, or edges and every other kind: nodes or edges")
+    edges_from: float = flag(0.4, "with --swaps=edges: share of the epochs before edges are swapped", least=0)
+    w_changed: float = flag(1.0, "with --swaps=edges: weight added to the 1 of a token whose label is changed", least=0)
+    p_edge: float = flag(KINDS.p_edge, "with --swaps=edges: probability that the IIT term swaps one edge", least=0)
+    p_nodes: float = flag(KINDS.p_nodes, "with --swaps=edges: that it swaps a random subset of nodes", least=0)
+    p_edges: float = flag(KINDS.p_edges, "with --swaps=edges: that it swaps a random subset of edges", least=0)
+    p_positions: float = flag(KINDS.p_positions, "with --swaps=edges: probability of random positions", least=0)
+    start: str = flag("", "first weights: shipped, or a results folder that has these seeds; empty: drawn")
+    rules: tuple[Counterfactual, ...] = flag(
+        ("causal", "frozen"), "what a swap changes: causal (all that is downstream of it) or frozen (nothing else)"
+    )
+    quick: bool = flag(False, f"train the models {', '.join(QUICK)} alone, a seed each")
 
     def models(self) -> tuple[str, ...]:
         if self.case == "all":

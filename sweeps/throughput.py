@@ -84,17 +84,17 @@ class Throughput(Command):
     also what a user of TransformerLens would write instead: hooks that patch from a cache, one member at a time.
     """
 
-    case: str = flag("paren_checker", "the task, one of those in cases/, or several with + between: 1+2")
-    lanes: tuple[int, ...] = flag((0,), "members at once; 0 for one a core on CPU, and one a device elsewhere", least=0)
-    devices: int = flag(0, "split the lanes over this many devices; 0 for all (on CPU they are virtual)", least=0)
-    distributed: bool = flag(False, "time on every host at once, as the cluster or JAX_COORDINATOR_ADDRESS, ... say")
-    batch_size: int = flag(256, "pairs a batch", least=1)
-    updates: Updates = flag("single", "updates a batch: single or three")
-    swaps: Swaps = flag("nodes", "what training swaps: nodes or edges")
+    case: str = flag("paren_checker", "a task by name or number, several with + between (1+2), or path/to/file.py:CASE")
+    lanes: tuple[int, ...] = flag((0,), "members timed at once; 0: one a core on CPU, elsewhere one a device", least=0)
+    devices: int = flag(0, "devices that the lanes are split over; 0: all; on CPU they are virtual", least=0)
+    distributed: bool = flag(False, "time on all hosts that the cluster, or JAX's own variables, name")
+    batch_size: int = flag(256, "pairs of a base and a source a batch", least=1)
+    updates: Updates = flag("single", "updates a batch: single (on the weighted sum) or three (one a loss term)")
+    swaps: Swaps = flag("nodes", "what training swaps: nodes, or edges and every other kind: nodes or edges")
     peer: Literal["", "torch"] = flag("", "also time the same step and evaluation in TransformerLens: torch")
-    runs: int = flag(30, "timed runs of each; medians are printed", least=3)
+    runs: int = flag(30, "timed runs of each form, of which the medians are printed", least=3)
     profile: bool = flag(False, "also write a trace of some steps to --out, for Perfetto or TensorBoard")
-    out: str = flag("", "folder for throughput.json and the picture; by default nothing is written")
+    out: str = flag("", "folder for throughput.json and the picture; empty: nothing is written")
 
     def run(self) -> int:
         if self.devices:

@@ -30,7 +30,7 @@ class Weights(AgainstFirst):
     title = "Do the weights of the loss terms decide how fast SIIT converges?"
 
     weights: tuple[str, ...] = flag(
-        ("0.4/1/0.4", "1/1/0.4", "0.4/1/0.16"), "base/IIT/SIIT weights; the first are what the others are compared with"
+        ("0.4/1/0.4", "1/1/0.4", "0.4/1/0.16"), "base/IIT/SIIT weights of the loss; all are compared with the first"
     )
 
     def settings(self) -> Mapping[str, tuple[TrainConfig, Hyperparams]]:

@@ -2,16 +2,25 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 from absl import flags
 
-from siitjax.base.command import Command, flag, main
+from siitjax.base.command import Command, flag, main, parse, usage
 from siitjax.base.errors import UserError
 from siitjax.cli.main import COMMANDS
 from siitjax.cli.main import main as program
+from siitjax.questions.question import Question
 from siitjax.sweep import hosts
+from sweeps.betas import Betas
+from sweeps.capacity import Capacity
+from sweeps.heads import Heads
+from sweeps.kinds import Kinds
+from sweeps.sampling import Samplings
+from sweeps.schedule import Schedules
+from sweeps.table import Models
+from sweeps.weights import Weights
 from tests.commands import run
 
 
@@ -20,7 +29,7 @@ class Fails(Command):
     """Raises what the test puts here."""
 
     error = Exception()
-    often: int = flag(1, "unused")
+    often: int = flag(1, "how many times", least=1)
 
     def run(self) -> int:
         raise self.error
@@ -59,6 +68,26 @@ def test_what_ends_a_command_from_outside_has_the_code_that_a_shell_expects(monk
     with pytest.raises(SystemExit, match=f"^{code}$"):
         main(Fails, ["fails"])
     assert capsys.readouterr() == ("", "fails: interrupted\n" if code == 130 else "")
+
+
+def test_a_subclass_gives_a_flag_another_default_and_keeps_its_text_and_range():
+    @dataclass(frozen=True)
+    class Often(Fails):
+        """Fails three times."""
+
+        often: int = 3
+
+    assert parse(Often, ["often"]) == Often(often=3)
+    with pytest.raises(UserError, match=r"^--often is 0; it must be at least 1$"):
+        parse(Often, ["often", "--often=0"])
+    assert "--often=3\n      how many times" in usage(Often)
+
+
+@pytest.mark.parametrize("question", [Betas, Capacity, Heads, Kinds, Models, Samplings, Schedules, Weights])
+def test_a_flag_of_all_questions_has_the_same_text_in_each(question):
+    about = {f.name: f.metadata["about"] for f in fields(Question)}
+    own = {f.name for f in fields(question) if f.metadata["about"] != about.get(f.name, f.metadata["about"])}
+    assert own == {Models: {"case", "seeds", "batch_size"}, Capacity: {"case"}, Heads: {"case"}}.get(question, set())
 
 
 def test_an_environment_variable_that_is_no_number_is_one_line(monkeypatch):

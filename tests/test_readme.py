@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from tests.commands import run
@@ -51,6 +52,15 @@ def test_the_question_shown_calls_a_setting_twice_as_fast_a_difference():
     )
     assert verdict(2, 1).kind == verdict(1, 2).kind == "supported"
     assert verdict(8, 8).kind == "contradicted"
+
+
+def test_the_case_with_near_sources_shown_is_one_of_them():
+    (shown,) = [text for text in BLOCKS if "OneChanged(" in text]
+    names: dict[str, Any] = {}
+    exec(compile(shown, "README.md", "exec"), names)
+    base, other = names["near"].tokens("(())"), names["near"].tokens("))((")
+    sources = [names["near"].sources(base, other, jax.random.key(i)) for i in range(20)]
+    assert {int((source != base).sum()) for source in sources} == {1, 4}
 
 
 def test_the_model_shown_loads_and_holds_its_circuit():

@@ -45,11 +45,20 @@ def argument(about: str) -> Any:
 @dataclass(frozen=True)
 class Command(ABC):
     """What a command line asks for: every field is a flag, or an argument; a tuple is a list with commas, empty only
-    where its default is.
+    where its default is. A subclass may give a flag that it inherits another default (`seeds: int = 2`); the help text
+    and the range stay.
 
     Raises:
         UserError: a value is out of its range.
     """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        inherited = getattr(cls, "__dataclass_fields__", {})
+        for name in inspect.get_annotations(cls).keys() & inherited.keys() & cls.__dict__.keys():
+            about, default = inherited[name].metadata, cls.__dict__[name]
+            if about and not isinstance(default, Field):
+                setattr(cls, name, field(default=default, metadata=about))
 
     def __post_init__(self):
         for f in fields(self):

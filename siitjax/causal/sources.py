@@ -37,11 +37,12 @@ class OneChanged:
     Example:
         >>> import jax
         >>> import siitjax
-        >>> from siitjax.causal.sources import OneChanged
         >>> case = siitjax.find_case("left_greater")
-        >>> source = OneChanged((2, 3), p=1.0)(case.tokens("((("), case.tokens(")))"), jax.random.key(0))
+        >>> source = siitjax.OneChanged((2, 3), p=1.0)(case.tokens("((("), case.tokens(")))"), jax.random.key(0))
         >>> int((source != case.tokens("(((")).sum())
         1
+        >>> from dataclasses import replace
+        >>> near = replace(case, sources=siitjax.OneChanged((2, 3)))  # half of all sources differ from the base in one
     """
 
     tokens: tuple[int, ...]

@@ -42,15 +42,17 @@ class Train(Sweep):
         "a task, by name or number (left_greater, 1), several with + between (1+2), or where one of yours is: "
         "package.module:CASE or path/to/file.py:CASE"
     )
-    seeds: int = flag(1, "how many seeds to train, from --seed0 on", least=1, most=MOST_SEEDS)
+    seeds: int = flag(1, "members to train; their seeds count from --seed0", least=1, most=MOST_SEEDS)
     seed0: int = flag(0, "the first seed", least=0)
     recipe: Named = flag("default", "default (it converges) or published (that of Anders & Garriga-Alonso 2024)")
-    epochs: int = flag(0, "most passes over the data; 0 for as many as the recipe says", least=0)
-    samples: int = flag(0, "strings a task, a fifth of them to validate on; 0 for as many as the recipe says", least=0)
-    batch_size: int = flag(0, "pairs a batch; 0 for as many as the recipe says", least=0)
+    epochs: int = flag(0, "passes over the training strings at most; 0: as the recipe says", least=0)
+    samples: int = flag(
+        0, "strings a task: four fifths are trained on, one fifth is validated on; 0: as the recipe says", least=0
+    )
+    batch_size: int = flag(0, "pairs of a base and a source a batch; 0: as the recipe says", least=0)
     edges: bool = flag(False, "then run a second stage, under swaps of every kind, into a folder beside the first")
-    edge_epochs: int = flag(20, "passes over the data in the second stage", least=1)
-    start: str = flag("", "run the second stage alone, from the weights in this results folder of the command")
+    edge_epochs: int = flag(20, "passes over the training strings in the second stage", least=1)
+    start: str = flag("", "run the second stage alone, from the weights in this folder of siitjax train")
 
     def __post_init__(self):
         super().__post_init__()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from rich import box
 from rich.table import Table
 
-from siitjax.base.command import MOST_SEEDS, flag
+from siitjax.base.command import flag
 from siitjax.questions.question import Question
 from siitjax.questions.statistics.paired import by_seed, difference
 from siitjax.questions.statistics.speed import Speed, holm, ratio
@@ -24,12 +24,12 @@ QUICK = 5
 class AgainstFirst(Question):
     """A question that compares settings with the first of them, the recipe as published, seed by seed."""
 
-    case: str = flag("paren_checker", "the task, one of those in cases/, or several with + between: 1+2")
-    seeds: int = flag(8, "members a setting: seeds 0, 1, 2, ...", least=1, most=MOST_SEEDS)
-    epochs: int = flag(60, "passes over the data at most; the learning rate reaches its end with the last", least=1)
-    init_gain: float = flag(0.18, "gain of the Xavier normal initialisation; 0.18 is the original's 0.8 / sqrt(20)")
-    drawn_per: DrawnPer = flag("example", "draw the nodes to swap once a batch, or for every example: batch or example")
-    quick: bool = flag(False, f"left_greater in place of --case, and {QUICK} seeds at most")
+    case: str = "paren_checker"
+    seeds: int = 8
+    epochs: int = 60
+    init_gain: float = 0.18
+    drawn_per: DrawnPer = "example"
+    quick: bool = flag(False, f"train left_greater in place of --case, and {QUICK} seeds at most")
 
     @abstractmethod
     def settings(self) -> Mapping[str, tuple[TrainConfig, Hyperparams]]:

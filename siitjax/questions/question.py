@@ -46,17 +46,17 @@ class Sweep(Command):
     title: ClassVar[str]
     """What it is about, as the reports print it."""
 
-    workers: int = flag(0, "processes that train on CPU, one member at a time each; 0 for one a core", least=0)
-    lanes: int = flag(0, "members that a program trains at once; 0 for 1 on CPU, elsewhere as many as fit", least=0)
-    devices: int = flag(0, "devices to split the lanes over; 0 for all; on CPU they are virtual", least=0)
+    workers: int = flag(0, "processes on CPU, each of which trains one member at a time; 0: one a core", least=0)
+    lanes: int = flag(0, "members trained side by side by one program; 0: 1 on CPU, elsewhere as many as fit", least=0)
+    devices: int = flag(0, "devices that the lanes are split over; 0: all; on CPU they are virtual", least=0)
     distributed: bool = flag(False, "this process is one of several hosts that share --out")
-    coordinator: str = flag("", "host:port of the first host; left out, what JAX, SLURM or the TPU says")
-    hosts: int = flag(0, "how many hosts share --out; 0 for what the cluster says", least=0)
-    host: int = flag(-1, "which of the hosts this is, counted from 0; -1 for what the cluster says", least=-1)
+    coordinator: str = flag("", "host:port of the first host; empty: what JAX, SLURM or the TPU says")
+    hosts: int = flag(0, "number of hosts that share --out; 0: what the cluster says", least=0)
+    host: int = flag(-1, "number of this host, counted from 0; -1: what the cluster says", least=-1)
     save_seconds: float = flag(10.0, "seconds between two checkpoints of the members in training", least=0)
-    out: str = flag("", "folder of the results; left out, one in results/ that is named after what is trained")
+    out: str = flag("", "folder of the results; empty: one in results/, named by the question and the case")
     resume: bool = flag(False, "go on with an unfinished results folder")
-    config_only: bool = flag(False, "print the full config as JSON and stop")
+    config_only: bool = flag(False, "print the full config as JSON, and train nothing")
 
     @property
     @abstractmethod
@@ -176,19 +176,21 @@ class Question(Sweep):
     title: ClassVar[str]
     """The question, as the reports print it."""
 
-    case: str = flag("left_greater", "the task: of cases/ by name or number (1+2 for two), or path/to/file.py:CASE")
+    case: str = flag("left_greater", "a task by name or number, several with + between (1+2), or path/to/file.py:CASE")
     width_factor: float = flag(
-        0.0, "of several tasks: d_model in the largest one's; 0 for 32, or more where heads need it", least=0
+        0.0, "several tasks: d_model, as a multiple of the largest task's; 0: 32, or more where heads need it", least=0
     )
-    seeds: int = flag(16, "members a setting: seeds 0, 1, 2, ...", least=1, most=MOST_SEEDS)
-    epochs: int = flag(100, "passes over the data at most; the learning rate reaches its end with the last", least=1)
-    samples: int = flag(10_000, "strings a task, four fifths to train on and one fifth to validate on", least=1)
-    batch_size: int = flag(256, "pairs a batch", least=1)
-    init_gain: float = flag(1.0, "gain of the Xavier normal initialisation")
-    drawn_per: DrawnPer = flag("batch", "draw the nodes to swap once a batch, or for every example: batch or example")
-    embedding: bool = flag(False, "count the embedding as a circuit node, as the original did; its swap is trivial")
+    seeds: int = flag(16, "members a setting; their seeds are 0, 1, 2, ...", least=1, most=MOST_SEEDS)
+    epochs: int = flag(100, "passes over the training strings at most; the learning rate falls until the last", least=1)
+    samples: int = flag(10_000, "strings a task: four fifths are trained on, one fifth is validated on", least=1)
+    batch_size: int = flag(256, "pairs of a base and a source a batch", least=1)
+    init_gain: float = flag(1.0, "gain of the Xavier normal first weights; the shipped models have 0.18")
+    drawn_per: DrawnPer = flag("batch", "draw what is swapped for each batch, or for each example: batch or example")
+    embedding: bool = flag(
+        False, "count the embedding as a node of the circuit, as the original did; its swap is the source run"
+    )
     matmul_precision: MatmulPrecision = flag(
-        "highest", "how exactly GPUs and TPUs multiply: highest (true float32), high, or default (fastest)"
+        "highest", "precision of matrix products on GPUs and TPUs: highest (float32), high, or default (fastest)"
     )
 
     @property

@@ -1,0 +1,196 @@
+"""Which discovery methods find circuits that are known?"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+import cases
+from siitjax.analysis.discovery.attribution import node_scores
+from siitjax.analysis.discovery.faithfulness import faithfulness
+from siitjax.analysis.discovery.known import known_nodes
+from siitjax.analysis.discovery.methods import METHODS
+from siitjax.analysis.discovery.pairs import SEED, Pairs, draw_pairs
+from siitjax.analysis.discovery.patching import activation_patching
+from siitjax.analysis.discovery.report import (
+    AT_EDGES,
+    AT_NODES,
+    approximate,
+    methods_table,
+    picture,
+    sharing,
+    span,
+    truth,
+    words,
+)
+from siitjax.analysis.discovery.runs import run_pairs
+from siitjax.analysis.discovery.score import examine, score
+from siitjax.base.choice import check_choice
+from siitjax.base.command import Command, flag, main
+from siitjax.base.errors import UserError
+from siitjax.base.files import make_folder, replaced, write_atomically
+from siitjax.base.jsonl import Row, RowsFile
+from siitjax.base.versions import machine
+from siitjax.io.trained import Trained
+from siitjax.model.weights import weights_digest
+from siitjax.questions.report import Verdict
+from siitjax.questions.statistics.ranks import LEAST
+from siitjax.sweep.placement import use_compilation_cache
+
+CURVE_PAIRS = 32
+"""Of the pairs, those that faithfulness is measured on."""
+QUICK = ("0", "1", "0+1")
+Kinds = Literal["edges", "nodes", "both"]
+
+
+@dataclass(frozen=True)
+class Discovery(Command):
+    """Which discovery methods find circuits that are known, and is it harder where tasks share MLPs?
+
+    Scores every edge of the shipped models by each method, and compares the scores with the edges that are known: those
+    of the circuit whose swap changes a label, against those outside it. Silent edges count as neither. A patched edge
+    carries its sender's value of the source run. Effects are the log-odds that the base run's answer loses, a token; of
+    path patching KL, ACDC and edge pruning, they are the Kullback-Leibler divergence from the base run.
+
+    The rule: a model's figure is the average precision above chance, (AP - share of true edges) / (1 - that share),
+    mean over the methods that neither patch every edge nor are controls (EAP, EAP-IG on inputs and on activations,
+    ACDC, edge pruning). Each combined model is compared with the mean of its tasks' own models. Supported: the whole
+    95% interval of the differences (Wilcoxon's signed ranks over the combined models) lies above 0, so sharing makes it
+    harder. Contradicted: it lies below 0. Undecided: neither, or fewer than 6 combined models.
+
+    Beside it, and deciding nothing: the same difference between models whose edges are true and those of the same cases
+    that hold at nodes alone (--kinds=both), where what is called a true edge need not be one.
+    """
+
+    title: ClassVar[str] = "Which discovery methods find circuits that are known?"
+
+    models: tuple[str, ...] = flag(cases.MODELS, "the shipped models, by number")
+    kinds: Kinds = flag("both", "edges: models whose edges are true; nodes: those that hold at nodes alone; or both")
+    methods: tuple[str, ...] = flag(tuple(METHODS), "the methods, by name")
+    pairs: int = flag(128, "pairs of strings that every method is given", least=2)
+    seed: int = flag(SEED, "decides the strings", least=0)
+    quick: bool = flag(False, f"the models {', '.join(QUICK)} alone")
+    out: str = flag("results/discovery", "folder of the results; what it holds already is not measured again")
+
+    def run(self) -> int:
+        check_choice("kinds", self.kinds, get_args(Kinds))
+        for method in self.methods:
+            check_choice("the method", method, tuple(METHODS))
+        names = QUICK if self.quick else self.models
+        for name in names:
+            check_choice("the model", name, cases.MODELS)
+        kinds = (AT_EDGES, AT_NODES) if self.kinds == "both" else (self.kinds,)
+        subjects = {(name, at): cases.load(name + f"@{at}" * (at == AT_NODES)) for name in names for at in kinds}
+        screen = Console(width=None if sys.stdout.isatty() else 180, highlight=False, soft_wrap=True)
+        folder, file = self._begun({f"{name} {at}": weights_digest(t.model) for (name, at), t in subjects.items()})
+        use_compilation_cache()
+        done = {(row["model"], row["at"], row["method"]) for row in file.read()}
+        compiled: set[Any] = set()
+        bar = Console(stderr=True)
+        for (name, at), trained in track(subjects.items(), "measuring", console=bar, disable=not bar.is_terminal):
+            pairs = draw_pairs(trained.case, self.pairs, self.seed)
+            for method in self.methods:
+                if (name, at, method) not in done:
+                    key = (trained.model.config, method)
+                    file.append(self._measured(name, at, trained, pairs, method) | {"compiled": key in compiled})
+                    compiled.add(key)
+        rows = file.read()
+        verdict = decide(rows)
+        for kind in ("png", "pdf"):
+            with replaced(folder / f"figure.{kind}") as path:
+                picture(rows, f"{self.title}\n{verdict}", path)
+        summary = {"question": self.title, "verdict": asdict(verdict), "ran_on": {**machine(), "jax": version("jax")}}
+        write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        screen.print(methods_table(rows, self.title))
+        screen.print(f"{verdict}\nResults and picture: {self.out}")
+        return 0
+
+    def _begun(self, weights: dict[str, str]) -> tuple[Path, RowsFile]:
+        """The folder, which is new or holds the same measurement, and its rows.
+
+        Raises:
+            UserError: it holds something else.
+        """
+        folder = Path(self.out)
+        config = {"question": self.title, "pairs": self.pairs, "seed": self.seed, "weights": weights}
+        config = json.loads(json.dumps(config | {"methods": [*self.methods]}))
+        if folder.exists():
+            try:
+                found = json.loads((folder / "config.json").read_text())
+            except (OSError, ValueError):
+                found = {}
+            if found.get("question") != self.title:
+                raise UserError(f"{folder} exists, and is no folder of this question; choose another --out")
+            if differ := [name for name in config if found.get(name) != config[name]]:
+                raise UserError(f"{folder} holds another run, with other {' and '.join(differ)}; choose another --out")
+        else:
+            make_folder(folder)
+            write_atomically(folder / "config.json", json.dumps(config, indent=1) + "\n")
+        file = RowsFile(folder / "rows.jsonl")
+        file.repair()
+        return folder, file
+
+    def _measured(self, name: str, at: str, trained: Trained, pairs: Pairs, method: str) -> Row:
+        """One method on one model."""
+        model, case = trained.model, trained.case
+        start = time.perf_counter()
+        found, scores = examine(METHODS[method], model, case, pairs, method)
+        seconds = time.perf_counter() - start
+        few = Pairs(pairs.base[:CURVE_PAIRS], pairs.source[:CURVE_PAIRS])
+        curve = faithfulness(model, run_pairs(model, case, few), scores)
+        nodes = self._nodes(trained, pairs, method, scores)
+        of_nodes = None if nodes is None else score(nodes, known_nodes(case), method)
+        chance = found.true / found.counted
+        return {
+            "model": name,
+            "at": at,
+            "tasks": len(name.split("+")),
+            "method": method,
+            **asdict(found),
+            "above_chance": (found.average_precision - chance) / (1 - chance),
+            "cpr": curve.cpr,
+            "cmd": curve.cmd,
+            "faithfulness": curve.faithfulness.tolist(),
+            "node_auroc": of_nodes and of_nodes.auroc,
+            "node_average_precision": of_nodes and of_nodes.average_precision,
+            "seconds": seconds,
+        }
+
+    def _nodes(self, trained: Trained, pairs: Pairs, method: str, scores: np.ndarray) -> np.ndarray | None:
+        """The same method's scores of nodes; None where it has none."""
+        if method.startswith("path patching"):
+            metric = "kl" if method.endswith("KL") else "log_odds"
+            return activation_patching(trained.model, trained.case, pairs, metric=metric)
+        return node_scores(trained.model, scores) if method.startswith("EAP") else None
+
+
+def decide(rows: Sequence[Row]) -> Verdict:
+    """The verdict; see `Discovery` for its rule."""
+    wanted = approximate(rows)
+    if not wanted:
+        return Verdict("undecided", "no method was measured that the rule is about.")
+    harder, truer, kind = sharing(rows), truth(rows), "undecided"
+    if (interval := harder.interval()) is not None:
+        kind = "supported" if interval[0] > 0 else "contradicted" if interval[1] < 0 else kind
+    at_edges = lambda method: [
+        row["average_precision"] for row in rows if (row["method"], row["at"]) == (method, AT_EDGES)
+    ]
+    said = [f"{method} has an average precision of {span(at_edges(method))}" for method in wanted if at_edges(method)]
+    said.append(f"above chance, the tasks' own models lie over those that share MLPs by {words(harder)}")
+    if len(truer):
+        said.append(f"and models whose edges are true over those that hold at nodes alone by {words(truer)}")
+    if len(harder) < LEAST:
+        said.append(f"an interval takes {LEAST} combined models")
+    return Verdict(kind, f"{'; '.join(said)}.")
+
+
+if __name__ == "__main__":
+    main(Discovery)

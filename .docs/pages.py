@@ -1,4 +1,4 @@
-"""The pages of `make docs`, which stand nowhere as files: the repository's READMEs and pictures at their own paths, so
+"""The pages of `make docs`, which stand nowhere as files: READMEs, pictures and the notebook at their own paths, so
 that their links lead on, and pages of the code: the front door, one a room, and the commands.
 
 A hook of mkdocs, which calls `on_files`; mkdocstrings makes text of each `::: name`.
@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-OWN = ("README.md", "*/README.md", "sweeps/results/README.md", "sweeps/pictures/*.png")
+OWN = ("README.md", "*/README.md", "sweeps/results/README.md", "sweeps/pictures/*.png", "cases/*.ipynb")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -15,6 +15,7 @@ import pytest
 from jax.stages import Compiled, Lowered
 
 import siitjax.sweep.lanes
+from siitjax.model.forms import Form, fastest
 from siitjax.siit.objective import Sampling
 from siitjax.siit.train import Stop, TrainConfig, draw_data, make_train
 from siitjax.sweep.checkpoint import Checkpoints, find, load
@@ -61,9 +62,14 @@ def counted(config: TrainConfig):
     return train._replace(advance=advance)
 
 
-@cache
 def program(config: TrainConfig, lanes: int, batching: Batching = "map") -> Program:
     """Each is compiled once for all these tests, and traced once in that."""
+    return _compiled(config, lanes, batching, fastest())
+
+
+@cache
+def _compiled(config: TrainConfig, lanes: int, batching: Batching, form: Form) -> Program:
+    """In the form that is the fastest now: a test that acts as if on a GPU must not leave its program to others."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(siitjax.sweep.lanes, "make_train", counted)
         patch.setattr(Lowered, "compile", compile_as_users)

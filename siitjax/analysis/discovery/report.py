@@ -12,7 +12,7 @@ from rich.table import Table
 
 from siitjax.analysis.discovery.methods import CONTROLS, EXACT
 from siitjax.base.jsonl import Row
-from siitjax.questions.report import COLOURS, STYLE
+from siitjax.questions.pictures import COLOURS, STYLE
 from siitjax.questions.statistics.ranks import Differences
 
 AT_EDGES, AT_NODES = "edges", "nodes"

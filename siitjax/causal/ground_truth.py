@@ -14,7 +14,7 @@ import numpy as np
 
 from siitjax.causal.case import Case
 from siitjax.causal.circuit import Circuit, edge_labels
-from siitjax.model.nodes import NodeList
+from siitjax.model.nodes import EMBED, Node, NodeList
 from siitjax.model.swaps import EdgeSwaps
 
 LOGITS = "logits"
@@ -93,6 +93,7 @@ def ground_truth(case: Case, measured: Mapping[str, Measured] | None = None) -> 
             }
             for v in case.variables
         ],
+        "roles": {str(node): role(case, node) for node in circuit.nodes},
         "label": case.variables[-1].name,
         "loss": type(case.loss).__name__,
         "tolerance": getattr(case.loss, "tolerance", None),
@@ -107,6 +108,32 @@ def ground_truth(case: Case, measured: Mapping[str, Measured] | None = None) -> 
         "silent_edges": [list(edge) for edge, effect in effects.items() if effect == 0],
         "possible_edges": [list(edge) for edge in possible_edges(circuit.nodes)],
     }
+
+
+def role(case: Case, node: Node) -> str:
+    """What a node does, in words.
+
+    Example:
+        >>> import siitjax
+        >>> case = siitjax.find_case("left_greater")
+        >>> role(case, siitjax.mlp(0))
+        'holds left_greater, computed from counts; read by logits'
+        >>> role(case, siitjax.head(0, 0))
+        'unused: what it holds changes no answer'
+    """
+    held = case.circuit.at(node)
+    if node == EMBED:
+        said = "holds the tokens"
+    elif not held:
+        return "unused: what it holds changes no answer"
+    else:
+        said = "; ".join(f"holds {v.name}, computed from {_and(v.reads)}" for v in held)
+    readers = [str(reader) for sender, reader in case.circuit.edges if sender == node]
+    return f"{said}; read by {_and(readers)}" if readers else said
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _accuracies(measured: Mapping[str, Measured], true: Sequence[Edge]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Discovery(Command):
             check_choice("the model", name, cases.MODELS)
         kinds = (AT_EDGES, AT_NODES) if self.kinds == "both" else (self.kinds,)
         subjects = {(name, at): cases.load(name + f"@{at}" * (at == AT_NODES)) for name in names for at in kinds}
-        screen = Console(width=None if sys.stdout.isatty() else 180, highlight=False, soft_wrap=True)
+        screen = Console(width=None if sys.stdout.isatty() else 260, highlight=False, soft_wrap=True)
         folder, file = self._begun({f"{name} {at}": weights_digest(t.model) for (name, at), t in subjects.items()})
         use_compilation_cache()
         done = {(row["model"], row["at"], row["method"]) for row in file.read()}

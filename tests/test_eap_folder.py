@@ -51,7 +51,7 @@ def test_the_graph_is_one_of_the_library_s(folder):
 
 def test_the_pairs_are_strings_of_one_length_with_other_answers(folder):
     case = cases.find("left_greater")
-    rows = [*csv.DictReader((folder / "pairs.csv").open())]
+    rows = [*csv.DictReader((folder / "pairs.csv").read_text().splitlines())]
     assert len(rows) > 100
     for row in rows[:20]:
         strings = [row[name].split() for name in ("clean", "corrupted", "corrupted_hard")]
@@ -70,7 +70,7 @@ def test_the_metric_is_ours_a_token(folder):
     rng = np.random.default_rng(0)
     logits, clean = rng.normal(size=(2, 2, 5, 3)).astype(np.float32)
     found = names["log_odds_lost"](torch.tensor(logits), torch.tensor(clean), torch.tensor([5, 3]))
-    each = np.asarray(log_odds_lost(logits, clean))
+    each = np.asarray(log_odds_lost(jnp.asarray(logits), jnp.asarray(clean)))
     assert float(found) == pytest.approx((each[0].sum() + each[1, :3].sum()) / 8, rel=1e-4)
     flags = json.loads((folder / "flags.json").read_text())
     assert flags == {"use_attn_result": True, "use_split_qkv_input": True, "use_hook_mlp_in": True}

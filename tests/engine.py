@@ -22,7 +22,8 @@ from siitjax.sweep.checkpoint import Checkpoints, find, load
 from siitjax.sweep.engine import Engine, Member, Outcome, Watcher
 from siitjax.sweep.lanes import Batching, Program, compile_program
 from siitjax.sweep.processes.launch import Waiting
-from tests.tiny import CONFIG, DIVERGES, EPOCHS, LEARNS, STAYS
+from tests.tiny import ATTENTION as CONFIG
+from tests.tiny import DIVERGES, EPOCHS, LEARNS, STAYS
 
 OTHER = replace(CONFIG, sampling=Sampling("one", "all"))
 HYPERS = {"learns": LEARNS, "diverges": DIVERGES, "stays": STAYS}

@@ -20,7 +20,8 @@ from siitjax.sweep.checkpoint import CheckpointError, find, load
 from siitjax.sweep.engine import Engine, Member
 from siitjax.sweep.processes.launch import Waiting
 from tests.engine import SWEEP, Heard, assert_alone, on, program, run, solo
-from tests.tiny import CONFIG, SLOW, STAYS
+from tests.tiny import ATTENTION as CONFIG
+from tests.tiny import SLOW, STAYS
 
 LASTING = [Member("lasts", seed, CONFIG, replace(SLOW, lr_start=1e-4, lr_end=1e-4)) for seed in (0, 1, 3, 4, 5)]
 """All of them train and run every epoch, so that those in the lanes are all interrupted."""

@@ -22,7 +22,8 @@ from siitjax.sweep.lanes import Program, compile_program
 from siitjax.sweep.placement import Compiler, choose_policy
 from siitjax.sweep.processes.launch import Waiting
 from tests.engine import MEMBERS, OTHER, QUEUE, Heard, assert_alone, on, program, run, solo
-from tests.tiny import CONFIG, TOKENS_OFF, TOLERANCE
+from tests.tiny import ATTENTION as CONFIG
+from tests.tiny import TOKENS_OFF, TOLERANCE
 
 
 @pytest.mark.parametrize(("lanes", "order"), [(1, None), (3, None), (3, [5, 3, 1, 4, 2, 0])])

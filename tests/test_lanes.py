@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from siitjax.siit.train import Hyperparams, Stop, draw_data, make_train
-from tests.tiny import CONFIG, DIVERGES, EPOCHS, LEARNS, QUICK, SLOW, STAYS, TOKENS_OFF, TOLERANCE
+from tests.tiny import ATTENTION as CONFIG
+from tests.tiny import DIVERGES, EPOCHS, LEARNS, QUICK, SLOW, STAYS, TOKENS_OFF, TOLERANCE
 
 LANES = 4
 

@@ -17,7 +17,8 @@ from siitjax.sweep.engine import Member
 from siitjax.sweep.lanes import Program
 from siitjax.sweep.placement import Compiler, Policy, choose_policy
 from tests.engine import QUEUE, Heard, assert_alone, program, run
-from tests.tiny import CONFIG, STAYS
+from tests.tiny import ATTENTION as CONFIG
+from tests.tiny import STAYS
 
 FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes")
 

@@ -149,7 +149,7 @@ def test_a_lane_on_each_device_that_memory_does_not_hold_is_an_error():
 @pytest.fixture
 def device(monkeypatch):
     """Makes this process's devices, each with so much memory, of which each lane of a program takes 100 bytes."""
-    program(CONFIG, 1)  # is compiled on a real one
+    real = program(CONFIG, 1)  # compiled on a real one
 
     def have(count: int, limit: int, platform: str = "gpu"):
         statistics = lambda: {"bytes_limit": limit} if limit else None
@@ -158,7 +158,7 @@ def device(monkeypatch):
         monkeypatch.setattr(jax, "default_backend", lambda: platform)
 
     def compile_program(config, lanes, *, batching, devices):
-        return replace(program(config, 1), lanes=lanes, memory=100 * lanes // len(devices))
+        return replace(real, lanes=lanes, memory=100 * lanes // len(devices))
 
     monkeypatch.setattr(siitjax.sweep.placement, "compile_program", compile_program)
     return have
@@ -190,14 +190,14 @@ def test_a_compiler_takes_as_many_lanes_as_members_wait_and_memory_holds(
 
 
 def test_a_compilation_that_memory_does_not_hold_is_tried_again_on_half_the_lanes(device, monkeypatch):
+    tried, real = [], program(CONFIG, 1)
     device(2, 0)
-    tried = []
 
     def compile_program(config, lanes, *, batching, devices):
         tried.append(lanes)
         if lanes > most:
             raise FULL
-        return replace(program(config, 1), lanes=lanes)
+        return replace(real, lanes=lanes)
 
     monkeypatch.setattr(siitjax.sweep.placement, "compile_program", compile_program)
     for most, lanes in ((6, [20, 10, 4]), (1, [20, 10, 4, 2])):

@@ -2,6 +2,7 @@
 
 import struct
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,13 @@ from tests.test_front import SMALL
 
 
 def events(folder: Path) -> dict[str, dict[int, float]]:
-    """Each curve of an event file by its step: records of a length, its checksum, the bytes, and theirs."""
+    """Each curve of an event file by its step: records of a length, its checksum, the bytes, and theirs. The last record
+    may be half written."""
     from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     (file,) = folder.glob("events.out.tfevents.*")
     left, found = file.read_bytes(), {}
-    while left:
-        (length,) = struct.unpack("<Q", left[:8])
+    while len(left) > 8 and len(left) >= 16 + (length := struct.unpack("<Q", left[:8])[0]):
         event = Event.FromString(left[12 : 12 + length])
         for value in event.summary.value:
             found.setdefault(value.tag, {})[event.step] = value.simple_value
@@ -31,7 +32,9 @@ def test_tensorboard_has_the_history(tmp_path):
     with siitjax.TensorBoard(tmp_path) as log:
         heard: list[siitjax.Epoch] = []
         run = siitjax.train("left_greater", seed=1, on_epoch=[log, heard.append], **SMALL)
-        found = events(tmp_path)  # before it is closed
+        until = time.monotonic() + 60
+        while [*(found := events(tmp_path)).get("seconds", {})] != [1, 2] and time.monotonic() < until:
+            time.sleep(0.1)  # they are written beside the training, and read before the file is closed
     assert [epoch.number for epoch in heard] == [1, 2]
     assert set(found) == {*run.history, "seconds"} - {"epoch"}
     for name, curve in run.history.items():

@@ -9,7 +9,7 @@ from siitjax.front.run import Epoch
 
 
 class TensorBoard:
-    """Writes the numbers of each epoch into a folder, for `tensorboard --logdir=FOLDER`; they are on the disk at once.
+    """Writes the numbers of each epoch into a folder, for `tensorboard --logdir=FOLDER`; they are on the disk a second later.
 
     Args:
         folder: where the event file is written; one folder a run.
@@ -25,13 +25,12 @@ class TensorBoard:
     """
 
     def __init__(self, folder: str | Path):
-        self._writer = _package("tensorboardX", "tensorboard").SummaryWriter(str(folder))
+        self._writer = _package("tensorboardX", "tensorboard").SummaryWriter(str(folder), flush_secs=1)
 
     def __call__(self, epoch: Epoch) -> None:
         """Writes one epoch."""
         for name, number in epoch.numbers().items():
             self._writer.add_scalar(name, number, epoch.number)
-        self._writer.flush()
 
     def close(self) -> None:
         """Closes the file."""

@@ -8,7 +8,8 @@ CONSTRAINTS := $(if $(filter 3.11,$(VERSION)),constraints.txt,constraints-3.12.t
 RUN := .venv/bin/python
 # PyTorch's builds for CUDA are large; where an index offers a build for CPUs, pip takes it by this version.
 TORCH := torch==2.13.0
-# What is never imported need not be compiled.
+# What is never imported need not be compiled; what is, is compiled once, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(RUN) -m pip install --no-compile --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: betas test proofs lens4 check docs clean

@@ -20,7 +20,7 @@ from siitjax.base.command import Command, flag, main
 from siitjax.base.errors import UserError
 from siitjax.base.files import write_atomically
 from siitjax.bench.flops import step_flops
-from siitjax.bench.process import Crew, Setup, Station, in_turn
+from siitjax.bench.process import SAMPLES, Crew, Setup, Station, in_turn
 from siitjax.bench.timing import PARTS, STEPS, seconds
 from siitjax.siit.objective import Swaps
 from siitjax.siit.train import TrainConfig, Updates
@@ -89,6 +89,7 @@ class Throughput(Command):
     devices: int = flag(0, "devices that the lanes are split over; 0: all; on CPU they are virtual", least=0)
     distributed: bool = flag(False, "time on all hosts that the cluster, or JAX's own variables, name")
     batch_size: int = flag(256, "pairs of a base and a source a batch", least=1)
+    samples: int = flag(SAMPLES, "strings that are drawn for each task", least=10)
     updates: Updates = flag("single", "updates a batch: single (on the weighted sum) or three (one a loss term)")
     swaps: Swaps = flag("nodes", "what training swaps: nodes, or edges and every other kind: nodes or edges")
     peer: Literal["", "torch"] = flag("", "also time the same step and evaluation in TransformerLens: torch")
@@ -179,7 +180,7 @@ class Throughput(Command):
         return timings, cost, {**about, "gflop_a_step": gflop, "gflop_by_xla": counted}
 
     def _setup(self, forms: tuple[str, ...], lanes: int, devices: int, batching: Batching) -> Setup:
-        return Setup(self.case, self.batch_size, self.updates, self.swaps, forms, lanes, devices, batching)
+        return Setup(self.case, self.batch_size, self.samples, self.updates, self.swaps, forms, lanes, devices, batching)
 
     def _profile(self, folder: Path) -> None:
         station = Station(self._setup(("fast",), 1, 1, "map"))

@@ -26,6 +26,7 @@ TOLERANCE = 1e-5
 """Of logits, as in the tests of parity with TransformerLens."""
 COUNT = 0.25
 """Relative: XLA also counts what is no matrix product (softmax, LayerNorm), and leaves out what it can simplify."""
+SMALL = ("--case=tests.tiny:NEVER", "--samples=200", "--batch_size=32", "--runs=3")
 
 
 def test_a_step_of_paren_checker_is_a_gflop_and_a_quarter():
@@ -68,7 +69,7 @@ def test_the_peer_patches_as_our_interchange_does():
 
 
 def test_the_command_prints_a_row_a_form_and_writes_them(tmp_path):
-    small = ("--case=left_greater", "--runs=3", "--lanes=1")
+    small = (*SMALL, "--lanes=1")
     command = ("-W", "ignore", "-m", "sweeps.throughput", *small, "--peer=torch", f"--out={tmp_path}")
     ended = run(*command)
     assert ended.code == 0, ended.err
@@ -86,7 +87,7 @@ def test_the_command_prints_a_row_a_form_and_writes_them(tmp_path):
 
 
 def test_lanes_on_devices_are_timed_in_one_process(tmp_path):
-    small = ("--case=left_greater", "--runs=3", "--lanes=2", "--devices=2", "--profile")
+    small = (*SMALL, "--lanes=2", "--devices=2", "--profile")
     ended = run("-W", "ignore", "-m", "sweeps.throughput", *small, f"--out={tmp_path}")
     assert ended.code == 0, ended.err
     found = json.loads((tmp_path / "throughput.json").read_text())

@@ -39,12 +39,14 @@ class Setup:
     """What a station is to time.
 
     Attributes:
+        samples: strings a task.
         forms: "plain", "fast".
         lanes, devices, batching: as `siitjax.sweep.lanes` takes them.
     """
 
     case: str
     batch_size: int
+    samples: int
     updates: Updates
     swaps: Swaps
     forms: tuple[str, ...]
@@ -56,7 +58,7 @@ class Setup:
     def config(self) -> TrainConfig:
         """What is timed, as training takes it."""
         case = registry.build(self.case)
-        samples = SAMPLES * max(len(case.tasks), 1)
+        samples = self.samples * max(len(case.tasks), 1)
         how = Sampling(swaps=self.swaps, drawn_per="example" if self.swaps == "edges" else "batch")
         return TrainConfig(case, EPOCHS, self.batch_size, samples, self.updates, how)
 

@@ -180,7 +180,8 @@ class Throughput(Command):
         return timings, cost, {**about, "gflop_a_step": gflop, "gflop_by_xla": counted}
 
     def _setup(self, forms: tuple[str, ...], lanes: int, devices: int, batching: Batching) -> Setup:
-        return Setup(self.case, self.batch_size, self.samples, self.updates, self.swaps, forms, lanes, devices, batching)
+        asked = (self.case, self.batch_size, self.samples, self.updates, self.swaps)
+        return Setup(*asked, forms, lanes, devices, batching)
 
     def _profile(self, folder: Path) -> None:
         station = Station(self._setup(("fast",), 1, 1, "map"))

@@ -14,8 +14,10 @@ from tests.test_front import SMALL
 
 
 def events(folder: Path) -> dict[str, dict[int, float]]:
-    """Each curve of an event file by its step: records of a length, its checksum, the bytes, and theirs. The last record
-    may be half written."""
+    """Each curve of an event file by its step: records of a length, its checksum, the bytes, and theirs.
+
+    The last record may be half written.
+    """
     from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     (file,) = folder.glob("events.out.tfevents.*")

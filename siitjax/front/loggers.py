@@ -9,7 +9,9 @@ from siitjax.front.run import Epoch
 
 
 class TensorBoard:
-    """Writes the numbers of each epoch into a folder, for `tensorboard --logdir=FOLDER`; they are on the disk a second later.
+    """Writes the numbers of each epoch into a folder, for `tensorboard --logdir=FOLDER`.
+
+    They are on the disk a second later.
 
     Args:
         folder: where the event file is written; one folder a run.

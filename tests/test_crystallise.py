@@ -79,7 +79,7 @@ def test_one_command_runs_both_stages_and_the_second_again_alone(tmp_path):
     command = ("-m", "sweeps.crystallise", *small, "--epochs=2", "--alone_epochs=1", f"--out={tmp_path / 'results'}")
     ended = run(*command)
     assert ended.code == 0, ended.err
-    assert "Where the variables were found" in ended.out
+    assert "odd (L0H1)" in ended.out
     rows = [json.loads(line) for line in (tmp_path / "results" / "rows.jsonl").read_text().splitlines()]
     assert [row["setting"] for row in rows] == [SCRATCH, DECLARED, FOUND]
     kept = json.loads((tmp_path / "results-alone" / "placements.json").read_text())

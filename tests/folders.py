@@ -14,7 +14,7 @@ from siitjax.io.trained import Trained
 from siitjax.siit.metrics import Metrics, Tally, shares
 from tests.parity import random_model
 
-FILES = ["README.md", "circuit.json", "config.json", "metrics.json", "model.safetensors", "vocab.json"]
+FILES = ["README.md", "circuit.json", "circuit.svg", "config.json", "metrics.json", "model.safetensors", "vocab.json"]
 
 
 def tally(right, of) -> Tally:

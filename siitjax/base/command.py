@@ -9,7 +9,7 @@ import sys
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from itertools import pairwise
 from typing import Any, cast, get_args, get_origin
 
@@ -37,9 +37,9 @@ def flag(default: Any, about: str, *, least: float | int | None = None, most: in
     return field(default=default, metadata={"about": about, "least": least, "most": most})
 
 
-def argument(about: str) -> Any:
-    """A field that is given without a name, in the order of the fields."""
-    return field(metadata={"about": about, "least": None, "positional": True})
+def argument(about: str, default: Any = MISSING) -> Any:
+    """A field that is given without a name, in the order of the fields; the last ones may have a default."""
+    return field(default=default, metadata={"about": about, "least": None, "positional": True})
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,9 @@ def parse(command: type[Command], argv: Sequence[str]) -> Command:
     if len(rest) > len(wanted):
         kind = "an argument too many" if wanted else "not a flag"
         raise UserError(f'"{rest[len(wanted)]}" is {kind}; flags are given as --name=value, and --help lists them')
-    if len(rest) < len(wanted):
-        missing = wanted[len(rest)]
-        raise UserError(f"{missing.name.upper()} is missing: {missing.metadata['about']}")
-    given = {f.name: word for f, word in zip(wanted, rest, strict=True)}
+    if missing := [f for f in wanted[len(rest) :] if f.default is MISSING]:
+        raise UserError(f"{missing[0].name.upper()} is missing: {missing[0].metadata['about']}")
+    given = {f.name: word for f, word in zip(wanted, rest, strict=False)}
     return command(**given, **{name: read(values[name].value) for name, read in readers.items()})
 
 

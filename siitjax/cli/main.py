@@ -12,6 +12,7 @@ COMMANDS = {
     "train": ("Train", "train a transformer so that it computes a task's circuit; a seed or several, on all cores"),
     "evaluate": ("Evaluate", "does a trained transformer hold its circuit? measured again, on fresh strings"),
     "export": ("Export", "write a trained model as a folder: weights, config, circuit, vocabulary, a model card"),
+    "explore": ("Explore", "write a page to look into a model: strings, swaps, both models' answers, in any browser"),
     "ship": ("Ship", "put a sweep's best members among the shipped models; for those who maintain siitjax"),
 }
 """Each command's class, in the module of siitjax.cli that is called as the command, and what it does, in a line."""

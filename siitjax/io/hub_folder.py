@@ -3,6 +3,7 @@
     model.safetensors  the weights, under TransformerLens' names
     config.json        the transformer's shape, in the words of HookedTransformerConfig
     circuit.json       the ground truth: variables, nodes, edges; see siitjax.causal.ground_truth
+    circuit.svg        the circuit, drawn; see siitjax.io.explorer.drawing
     vocab.json         each token's id
     metrics.json       what was measured, and what is known of the training
     README.md          the model card; see siitjax.io.model_card
@@ -23,6 +24,7 @@ from siitjax.base.errors import UserError
 from siitjax.base.files import Holder, Lock, hold, make_folder, sync
 from siitjax.causal.case import PAD, Case
 from siitjax.causal.ground_truth import ground_truth
+from siitjax.io.explorer.drawing import draw
 from siitjax.io.model_card import card
 from siitjax.io.trained import MODEL_FILE, Trained
 from siitjax.model.nodes import edge_name
@@ -54,6 +56,7 @@ def write_folder(out: Path, trained: Trained, metrics: Shares | None = None) -> 
     texts = {
         "config.json": _json(lens_config(model.config)),
         "circuit.json": _json(ground_truth(case, None if edges is None else _by_edge(case, edges))),
+        "circuit.svg": draw(case) + "\n",
         "vocab.json": _json({token: i for i, token in enumerate(case.vocabulary)}),
         "metrics.json": _json({**measured, **about}),
         "README.md": card(case, metrics, member, n_weights, example, about.get("places", {})),

@@ -37,6 +37,8 @@ siitjax.
 
 ## Circuit
 
+![The circuit, from the tokens at the bottom up to the logits](circuit.svg)
+
 ```mermaid
 {drawing}
 ```

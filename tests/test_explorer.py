@@ -1,0 +1,265 @@
+"""The page that one looks into a model with: its scripts compute what JAX does, in V8 and in a browser."""
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cases
+import siitjax
+from siitjax.base.errors import UserError
+from siitjax.causal.circuit import Variable
+from siitjax.io.explorer.drawing import draw
+from siitjax.io.explorer.page import SCRIPTS, STATIC, examples, page
+from siitjax.io.explorer.programs import program
+from siitjax.model.nodes import head
+from tests.commands import run
+from tests.hooked import VARIANTS, random_model
+
+TOLERANCE = 1e-4
+"""Of logits: the page adds up in double precision, JAX in single."""
+LIBRARY = "\n".join((STATIC / name).read_text() for name in SCRIPTS if name != "page.js")
+# What a browser has and V8 alone has not.
+ATOB = """
+const atob = (text) => {
+  const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  let bits = 0, held = 0, out = "";
+  for (const letter of text.replace(/=/g, "")) {
+    bits = bits * 64 + letters.indexOf(letter);
+    if ((held += 6) >= 8) { held -= 8; out += String.fromCharCode(bits >> held); bits &= (1 << held) - 1; }
+  }
+  return out;
+};
+"""
+
+
+@pytest.fixture(scope="module")
+def v8():
+    from py_mini_racer import MiniRacer
+
+    racer = MiniRacer()
+    racer.eval(f"{ATOB}{LIBRARY}\n0")
+
+    def call(function: str, *given):
+        return json.loads(racer.eval(f"JSON.stringify(({function})(...{json.dumps(given)}))"))
+
+    yield call
+    racer.close()
+
+
+def on_arrays(v8, written: dict, *given: np.ndarray) -> np.ndarray:
+    values = [{"shape": list(x.shape), "data": x.astype(float).ravel().tolist()} for x in given]
+    found = v8("(program, ...given) => runProgram(program, given)", written, *values)
+    return np.array(found["data"]).reshape(found["shape"])
+
+
+X = np.array([[3, 1, 2], [0, 5, 4]], np.int32)
+FUNCTIONS = {
+    "sums along an axis, there and back": lambda x: jnp.cumsum(x, 1) + jnp.flip(jnp.cumsum(jnp.flip(x, 0), 0), 0),
+    "running extremes": lambda x: jax.lax.cummin(x, 1) - jax.lax.cummax(x, 1, reverse=True),
+    "products": lambda x: x @ x.T,
+    "rows by number, one of them beyond the last": lambda x: x[jnp.array([1, 0, 7])],
+    "elements by number": lambda x: jnp.take_along_axis(x, jnp.argmin(x, 1, keepdims=True), 1),
+    "one element set": lambda x: x.at[0].set(9),
+    "turned, padded, cut": lambda x: jnp.pad(jnp.roll(x, 1, 1), ((0, 1), (2, 0)))[:, 1:],
+    "choices": lambda x: jnp.where(x % 2 == 0, -x, jnp.clip(x, 1, 3)),
+    "reductions": lambda x: (
+        jnp.stack([x.sum(0), x.max(0), *(b.astype(int) for b in ((x > 1).any(0), (x > 0).all(0)))]).T
+    ),
+    "whole division": lambda x: jnp.floor_divide(x, 2) + jax.lax.div(-x, jnp.int32(2)),
+    "numbers": lambda x: jnp.sqrt(x.astype(jnp.float32)) / 3 + jnp.exp(-x.astype(jnp.float32)) ** 2,
+    "a function within": lambda x: jax.jit(lambda y: jax.nn.one_hot(y, 6))(x).sum(0),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_a_program_gives_what_jax_gives(v8, function):
+    written = program(function, jax.ShapeDtypeStruct(X.shape, X.dtype))
+    np.testing.assert_allclose(on_arrays(v8, written, X), np.asarray(function(jnp.asarray(X)), float), rtol=1e-6)
+
+
+def test_what_a_page_cannot_run_is_named():
+    with pytest.raises(UserError, match='computed with the operation "while", which a page cannot run'):
+        program(
+            lambda x: jax.lax.while_loop(lambda y: (y < 9).all(), lambda y: y + 1, x),
+            jax.ShapeDtypeStruct((2,), jnp.int32),
+        )
+
+
+def described(case, model) -> dict:
+    """What the page's models are made of."""
+    from siitjax.io.explorer.page import _circuit, _config, _weights
+
+    return {
+        "config": {**_config(case), "causal": case.config.causal},
+        "weights": _weights(model),
+        "circuit": _circuit(case),
+    }
+
+
+KINDS = ("gelu", "bidirectional", "no_layer_norm", "attn_only")
+BOTH = """(about, base, source, mask) => {
+  const model = new Transformer(about.config, about.weights), circuit = new Circuit(about.circuit);
+  const sees = (reader, sender, s) => mask[reader][sender][s];
+  const there = [model.run(source), circuit.run(source)];
+  const swapped = circuit.run(base, sees, there[1].values);
+  const run = model.run(base, sees, there[0].written);
+  return { logits: run.logits, label: swapped.label.data, counted: circuit.countedTokens(base) };
+}"""
+
+
+def check(v8, case, model, n: int, seed: int = 0) -> None:
+    """Some pairs, each under a random swap of edges at positions: logits to a tolerance, labels to the number."""
+    rng = np.random.default_rng(seed)
+    tokens = jnp.asarray(case.draw(2 * n, 10 * max(len(case.tasks), 1), rng)[0][: 2 * n])
+    size, about = len(case.circuit.nodes), described(case, model)
+    for base, source in zip(tokens[:n], tokens[n:], strict=True):
+        mask = rng.random((size, size, case.n_ctx)) < 0.3
+        found = v8(BOTH, about, base.tolist(), source.tolist(), mask.tolist())
+        _, held = model(source)
+        logits, _ = model(base, (jnp.asarray(mask), held))
+        np.testing.assert_allclose(found["logits"], logits, rtol=0, atol=TOLERANCE)
+        _, values = case.circuit(source)
+        labels, _ = case.circuit(base, (jnp.asarray(mask), values))
+        np.testing.assert_array_equal(found["label"], np.ravel(labels))
+        np.testing.assert_array_equal(found["counted"], case.counted_mask(base))
+
+
+@pytest.mark.parametrize("name", ["2", "0+1+2+3"])
+def test_both_models_answer_as_in_jax_under_random_swaps(v8, name):
+    trained = siitjax.load(name)
+    check(v8, trained.case, trained.model, 3)
+
+
+@pytest.mark.parametrize("config", [VARIANTS[name] for name in KINDS], ids=KINDS)
+def test_so_do_transformers_of_every_kind(v8, config):
+    case = siitjax.find_case("left_greater")
+    names = ("n_layers", "d_model", "d_head", "d_mlp", "act_fn", "attn_only", "layer_norm", "attention_dir")
+    shape = {name: getattr(config, name) for name in names}
+    variable = Variable("first", ("tokens",), lambda tokens: tokens == 2, head(0, 0))
+    case = replace(case, variables=(variable,), n_outputs=2, n_ctx=6, n_heads=config.n_heads, **shape)
+    check(v8, case, random_model(case.config), 2)
+
+
+def test_a_circuit_is_drawn_with_each_node_and_edge_once():
+    case = cases.build("1+2")
+    root = ET.fromstring(draw(case, all_edges=True))
+    groups = [g for g in root.iter() if g.get("class", "").startswith(("node", "edge"))]
+    nodes = [g.get("data-node") for g in groups if g.get("data-node")]
+    assert nodes == [*map(str, case.circuit.nodes), "logits"]
+    drawn = {g.get("data-edge"): g.get("class") for g in groups if g.get("data-edge")}
+    assert [*drawn] == [f"{a}->{b}" for a, b in case.circuit.nodes.possible_edges]
+    true = {f"{a}->{b}" for a, b in case.circuit.edges}
+    assert {edge for edge, kind in drawn.items() if kind != "edge outside"} == true
+    alone = ET.fromstring(draw(case))
+    assert {g.get("data-edge") for g in alone.iter() if g.get("data-edge")} == true
+
+
+def test_an_example_differs_in_its_variable_and_its_swap_changes_the_label():
+    case = cases.build("1+2")
+    found = examples(case)
+    assert [e["variable"] for e in found] == [v.name for v in case.variables if v.nodes]
+    order = ["tokens", *(v.name for v in case.circuit.ordered)]
+    for example, variable in zip(found, (v for v in case.variables if v.nodes), strict=True):
+        base, source = (jnp.asarray(example[which], jnp.int32) for which in ("base", "source"))
+        (labels, values), (_, held) = case.circuit(base), case.circuit(source)
+        i = order.index(variable.name)
+        assert (np.asarray(values[i]) != np.asarray(held[i])).any()
+        mask = jnp.asarray(case.circuit.nodes.mask(variable.nodes))
+        assert (np.asarray(case.circuit(base, (mask, held))[0]) != np.asarray(labels)).any()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    file = tmp_path_factory.mktemp("page") / "page.html"
+    ended = run("-m", "siitjax", "explore", "left_greater", str(file), "--pairs=50")
+    assert ended.code == 0, ended.err
+    assert re.fullmatch(r".*page\.html: 0\.0\d MB, \d+ s\n", ended.out)
+    return file
+
+
+def test_a_page_stands_alone(written):
+    text = written.read_text()
+    assert "@@" not in text
+    links = re.findall(r"""(?:src|href)=["']|https?://[^"' ]+|@import|url\(""", text)
+    assert {*links} == {"http://www.w3.org/2000/svg"}  # the name of SVG's elements, which nothing is fetched from
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    assert {*data["measured"]["swaps"]} >= {"MLP0", "L0H1, MLP0", "L0H1->MLP0", "embed->L0H0"}
+    right, of, changed_right, changed = data["measured"]["swaps"]["MLP0"]
+    assert right == of == 50 * 15
+    assert changed_right == changed > 0
+
+
+def test_bad_input_is_one_line(written, tmp_path):
+    before = written.read_bytes()
+    (tmp_path / "file").write_text("")
+    for words, said in (
+        (("left_greter", tmp_path / "new.html"), 'did you mean "left_greater"?'),
+        (("left_greater", written), "exists, and a page replaces nothing; choose another OUT"),
+        (("left_greater", tmp_path / "file" / "new.html"), "cannot be written"),
+        (("left_greater",), "OUT is missing: siitjax explore left_greater page.html"),
+        (("1", "folder", "--all"), "--all takes one word, the folder OUT, but 1 folder was given"),
+    ):
+        ended = run("-m", "siitjax", "explore", *map(str, words))
+        assert (ended.code, ended.out) == (2, ""), ended.err
+        assert said in ended.err
+        assert ended.err.count("\n") == 1
+    assert written.read_bytes() == before
+    assert not (tmp_path / "new.html").exists()
+
+
+def test_a_case_of_the_frozen_rule_has_no_page():
+    trained = siitjax.load("1")
+    frozen = replace(trained, case=replace(trained.case, counterfactual="frozen"))
+    with pytest.raises(UserError, match='is of the rule "frozen"'):
+        page(frozen, 10)
+
+
+@pytest.mark.slow
+def test_in_a_browser_a_node_an_edge_and_a_position_are_clicked_and_the_answers_are_those_of_jax(tmp_path):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        pytest.skip("there is no chromedriver; apt-get install chromium-driver brings it")
+    trained = siitjax.load("1+2")
+    file = tmp_path / "page.html"
+    file.write_text(page(trained, 50))
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--window-size=1200,900"):
+        options.add_argument(argument)
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        browser.get(file.as_uri())
+        for chosen in ('[data-node="MLP0"] text', '[data-edge="L0H0->MLP3"] path.hit', '[data-position="4"]'):
+            element = browser.find_element("css selector", chosen)
+            browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+            if chosen.startswith("[data-edge"):  # a curve's middle may not lie in the middle of its box
+                browser.execute_script("arguments[0].dispatchEvent(new MouseEvent('click', {bubbles: true}))", element)
+            else:
+                element.click()
+        base, source = (jnp.asarray(browser.execute_script(f"return shown.{w}"), jnp.int32) for w in ("base", "source"))
+        logits = browser.execute_script("return shown.swapped.model.logits")
+        cells = browser.execute_script(
+            "const all = (within, what) => [...within.querySelectorAll(what)];"
+            "return all(document, '#answers tbody tr').map((row) => all(row, 'td').map((cell) => cell.textContent))"
+        )
+    finally:
+        browser.quit()
+    case, nodes = trained.case, trained.case.circuit.nodes
+    mask = np.repeat((nodes.as_edges(nodes.mask([siitjax.mlp(0)])))[..., None], len(base), 2)
+    mask |= nodes.edge_mask([(siitjax.head(0, 0), siitjax.mlp(3))])[..., None]
+    mask[..., 4] = False
+    _, held = trained.model(source)
+    expected, _ = trained.model(base, (jnp.asarray(mask), held))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
+    _, values = case.circuit(source)
+    labels, _ = case.circuit(base, (jnp.asarray(mask), values))
+    n = len(cells[0])
+    assert cells[3] == [str(label) for label in labels[:n].tolist()]
+    assert cells[4][1:] == [str(answer) for answer in expected.argmax(-1)[1:n].tolist()]

@@ -12,6 +12,7 @@ from siitjax.io.trained import load
 
 __all__ = (
     "AT_NODES",
+    "FURTHER",
     "MODELS",
     "SHIPPED",
     "TABLE",
@@ -29,10 +30,31 @@ __all__ = (
 TASKS = ("duplicate_remover", "left_greater", "paren_checker", "unique_extractor")
 """The tasks' names, which are those of their files, in the order of the numbers that Anders & Garriga-Alonso 2024 give
 them."""
+FURTHER = (
+    "interpbench.share_of_x",
+    "interpbench.paren_shares",
+    "interpbench.token_frequency",
+    "interpbench.adjacent_remover",
+    "interpbench.first_occurrences",
+    "more.modular_count",
+    "more.induction",
+    "more.sorting",
+    "more.palindrome",
+    "more.most_frequent",
+    "more.bracket_kinds",
+    "more.addition",
+    "more.two_hop",
+    "more.in_order",
+    "more.flip_flop",
+    "more.indirect_object",
+    "more.below_maximum",
+)
+"""The modules of the further tasks, whose names are those of their files too. They have no number and no shipped
+model."""
 SHIPPED = Path(__file__).parent / "models"
-TABLE = Tasks(__name__, TASKS, SHIPPED)
+TABLE = Tasks(__name__, TASKS, SHIPPED, FURTHER)
 CASES: tuple[Case, ...]
-"""Their cases; of all files that can be imported."""
+"""The four numbered cases; of all files that can be imported."""
 MODELS = TABLE.subsets
 """The shipped models: every subset of those four tasks, by number."""
 

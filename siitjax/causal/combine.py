@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray, Shaped
 
 from siitjax.base.errors import UserError
 from siitjax.causal.case import PAD, Case
-from siitjax.causal.circuit import Counterfactual, Variable
+from siitjax.causal.circuit import Counterfactual, Variable, as_label
 from siitjax.causal.data import shares
 from siitjax.model.nodes import Node, head, mlp
 
@@ -216,8 +216,8 @@ def _variables(
 
     def answer(task, *labels):
         """The label of the task that is named; nothing is asked at the task token."""
-        chosen = jnp.take_along_axis(jnp.stack(labels), task[None], axis=0)[0]
-        return jnp.where(jnp.arange(len(chosen)) == 0, jnp.zeros_like(chosen), chosen)
+        chosen = jnp.stack([as_label(label) for label in labels])[task, jnp.arange(len(task))]
+        return chosen.at[0].set(0)
 
     variables = [Variable("task", ("tokens",), task, task_node)]
     labels = []

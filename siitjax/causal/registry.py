@@ -43,11 +43,18 @@ class Tasks:
         package: of their modules, each of which declares its `CASE`.
         names: those of the tasks, and of their modules, in the order of their numbers.
         models: the folder of the trained models that are shipped with them.
+        further: modules of tasks that have no number and no shipped model, below the package: "more.induction".
     """
 
     package: str
     names: tuple[str, ...]
     models: Path
+    further: tuple[str, ...] = ()
+
+    @cached_property
+    def modules(self) -> dict[str, str]:
+        """Every task's module below the package, by the task's name; the numbered ones come first."""
+        return {module.rpartition(".")[2]: module for module in (*self.names, *self.further)}
 
     @cached_property
     def subsets(self) -> tuple[str, ...]:
@@ -62,15 +69,15 @@ class Tasks:
             UserError: its file declares a case of another name.
             Exception: of whatever kind, the file cannot be imported.
         """
-        case: Case = import_module(f"{self.package}.{name}").CASE
+        module = self.modules[name]
+        case: Case = import_module(f"{self.package}.{module}").CASE
         if case.name != name:
-            raise UserError(
-                f'{self.package}/{name}.py declares a case called "{case.name}"; give it the name of its file'
-            )
+            file = f"{self.package}/{module.replace('.', '/')}.py"
+            raise UserError(f'{file} declares a case called "{case.name}"; give it the name of its file')
         return case
 
     def find_usable(self) -> tuple[Case, ...]:
-        """The cases of all files that can be imported, with a warning for each that cannot."""
+        """The numbered cases whose files can be imported, with a warning for each that cannot."""
         found = []
         for name in self.names:
             try:
@@ -114,7 +121,7 @@ def register(case: Case) -> None:
     Raises:
         UserError: another case has that name.
     """
-    if case.name in own_tasks().names or _registered.get(case.name, case) != case:
+    if case.name in own_tasks().modules or _registered.get(case.name, case) != case:
         raise UserError(f'there is a case called "{case.name}" already; give this one another name')
     _registered[case.name] = case
 
@@ -135,8 +142,8 @@ def find(name: str) -> Case:
         return case
     if name.isdecimal() and int(name) < len(own.names):
         name = own.names[int(name)]
-    check_choice("case", name, [*own.names, *(each for each in {**others, **_registered} if each not in own.names)])
-    if name in own.names:
+    check_choice("case", name, list({**own.modules, **others, **_registered}))
+    if name in own.modules:
         return own.find(name)
     if name in _registered:
         return _registered[name]
@@ -152,7 +159,7 @@ def places(names: str) -> dict[str, str]:
     found by where they are or by an entry point."""
     listed = [name.split("#")[0] for name in names.split("+")]
     known = {name: point.value for name, point in _others().items()} | _found_at
-    return {name: known[name] for name in listed if name in known and name not in own_tasks().names}
+    return {name: known[name] for name in listed if name in known and name not in own_tasks().modules}
 
 
 def short_name(names: str) -> str:
@@ -168,7 +175,7 @@ def find_all(names: str) -> tuple[Case, ...]:
     """
     if not all(name.strip() for name in names.split("+")):
         raise UserError(
-            f'"{names}" names no case, or an empty one; give one of {", ".join(own_tasks().names)}, '
+            f'"{names}" names no case, or an empty one; give one of {", ".join(own_tasks().modules)}, '
             "or several with + between"
         )
     return tuple(find(name.strip()) for name in names.split("+"))

@@ -1,0 +1,1 @@
+"""Further tasks that differ in kind: counters, look-ups, orders, brackets, sums. A task a file."""

@@ -62,7 +62,7 @@ def sorting(s):
 
 
 def palindrome(s):
-    return [int("".join(s[1:]) == "".join(reversed(s[1:])))] * len(s)
+    return [sum(s[1 + i] != s[-1 - i] for i in range(3))] * len(s)
 
 
 def most_frequent(s):
@@ -161,7 +161,7 @@ FURTHER = (
     Further(sorting, {"counts": "L0H0", "ordered": "MLP0"}, (1, 4, 6, 24, 96, 9), "a b c"),
     Further(
         palindrome,
-        {"opposite": "L0H0", "differs": "MLP0", "mismatches": "L1H0", "palindrome": "MLP1"},
+        {"opposite": "L0H0", "differs": "MLP0", "pairs": "L1H0"},
         (2, 4, 6, 24, 96, 7),
         "a b c",
     ),

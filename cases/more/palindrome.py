@@ -1,22 +1,16 @@
-"""palindrome: whether the string is the same read backwards, at every token. Attention is bidirectional."""
+"""palindrome: how many pairs of letters differ that stand opposite each other, at every token; none in a palindrome.
+Attention is bidirectional."""
 
 import jax.numpy as jnp
-import numpy as np
 
 from siitjax.causal.case import PAD, Case
 from siitjax.causal.circuit import Variable
 from siitjax.causal.data import Uniform
-from siitjax.causal.sources import OneChanged
 from siitjax.model.nodes import head, mlp
 
 VOCABULARY = ("BOS", "PAD", "a", "b", "c")
 LETTERS = (2, 3, 4)
-
-
-def mirrored(rng, n, length):
-    """Palindromes."""
-    half = Uniform(LETTERS)(rng, n, (length + 1) // 2)
-    return np.concatenate([half, half[:, : length // 2][:, ::-1]], 1)
+MOST = 3
 
 
 def opposite(tokens):
@@ -30,17 +24,9 @@ def differs(tokens, opposite):
     return tokens != opposite
 
 
-def mismatches(differs):
-    """How many tokens differ from their opposite, at every position."""
-    return jnp.full(len(differs), differs.sum())
-
-
-def palindrome(mismatches):
-    return mismatches == 0
-
-
-def is_letter(tokens):
-    return tokens > PAD
+def pairs(differs):
+    """How many pairs differ, half as many as tokens do, at every position; MOST stands for as many or more."""
+    return jnp.full(len(differs), jnp.minimum(differs.sum() // 2, MOST))
 
 
 CASE = Case(
@@ -49,16 +35,13 @@ CASE = Case(
     variables=(
         Variable("opposite", ("tokens",), opposite, head(0, 0)),
         Variable("differs", ("tokens", "opposite"), differs, mlp(0)),
-        Variable("mismatches", ("differs",), mismatches, head(1, 0)),
-        Variable("palindrome", ("mismatches",), palindrome, mlp(1)),
+        Variable("pairs", ("differs",), pairs, head(1, 0)),
     ),
-    strata=(Uniform(LETTERS), mirrored),
-    counted=is_letter,
-    sources=OneChanged(LETTERS),
+    strata=(Uniform(LETTERS),),
     n_layers=2,
     d_model=24,
     d_head=6,
-    n_outputs=2,
+    n_outputs=1 + MOST,
     n_ctx=7,
     attention_dir="bidirectional",
 )

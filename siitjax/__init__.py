@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from siitjax.model.nodes import mlp as mlp
     from siitjax.model.transformer import Transformer as Transformer
     from siitjax.model.transformer import TransformerConfig as TransformerConfig
+    from siitjax.rasp.case import from_rasp as from_rasp
     from siitjax.siit.objective import Sampling as Sampling
     from siitjax.siit.recipe import Recipe as Recipe
     from siitjax.siit.train import Hyperparams as Hyperparams
@@ -71,6 +72,7 @@ _HOMES = {
     "io.trained": ("Trained",),
     "model.nodes": ("EMBED", "Node", "head", "mlp"),
     "model.transformer": ("Transformer", "TransformerConfig"),
+    "rasp.case": ("from_rasp",),
     "siit.objective": ("Sampling",),
     "siit.recipe": ("Recipe",),
     "siit.train": ("Hyperparams", "Stop", "TrainConfig"),
@@ -109,6 +111,7 @@ __all__ = [
     "combine",
     "evaluate",
     "find_case",
+    "from_rasp",
     "head",
     "load",
     "mlp",

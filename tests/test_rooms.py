@@ -14,6 +14,7 @@ ROOMS = (
     "base",
     "model",
     "causal",
+    "rasp",
     "siit",
     "sweep",
     "questions",

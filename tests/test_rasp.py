@@ -340,6 +340,10 @@ NUMBERS = rasp.numerical(rasp.Map(lambda x: x, rasp.tokens)).named("numbers")
             r'the function of "inverse" fails at 2 \(ZeroDivisionError: .*\); mend it there',
         ),
         (
+            rasp.numerical(rasp.Map(lambda x: float("nan"), rasp.tokens)).named("nan"),
+            r'the function of "nan" fails at 1 \(ValueError: nan is not finite\); mend it there',
+        ),
+        (
             rasp.SelectorWidth(rasp.Select(rasp.tokens, NAMES, rasp.Comparison.LT)).named("less"),
             r'the predicate that "less" selects by fails at key 1, query .1. \(TypeError: .*\); mend it there',
         ),

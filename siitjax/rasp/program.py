@@ -93,7 +93,7 @@ def read_program(
     for expression in expressions:
         reader.read(expression)
     _check_bases(program, vocab, max_seq_len)
-    name = re.sub(r"\W+", "_", program.name).strip("_")
+    name = re.sub(r"\W+", "_", program.name).strip("_") or "program"
     return Program(tuple(reader.steps), name, reader.letters, rasp.is_numerical(program))
 
 

@@ -6,6 +6,7 @@ fractions hold those of one among n alone: it takes 2/5 for 1/3, where we do not
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -90,8 +91,10 @@ def table_of(
     for at, arguments in given.items():
         try:
             result = f(*arguments)
-            results[at] = float(result) if to_numbers else result
             hash(result)
+            results[at] = float(result) if to_numbers else result
+            if to_numbers and not isfinite(results[at]):
+                raise ValueError(f"{results[at]} is not finite")
         except Exception as error:
             if not (from_numbers and isinstance(error, ArithmeticError)):
                 said = f"{type(error).__name__}: {one_line(error)}"

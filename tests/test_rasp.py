@@ -86,6 +86,12 @@ PROGRAMS = {
     "sort_freq": Shown(lib.make_sort_freq(4), "abc", 4, in_turn),
     "frac_prevs": Shown(lib.make_frac_prevs(rasp.tokens == "a"), "ab", 4, lambda s: shares("a", s)),
     "shift_by": Shown(lib.shift_by(1, rasp.tokens), "abc", 4, lambda s: [None, *s[:-1]]),
+    "shifted_number": Shown(
+        rasp.numerical(lib.shift_by(1, rasp.tokens) == "a").named("shifted_number"),
+        "ab",
+        3,
+        lambda s: [0, *(x == "a" for x in s[:-1])],
+    ),
     "detect_pattern": Shown(lib.detect_pattern(rasp.tokens, "aba"), "ab", 4),
     "count_less_freq": Shown(
         lib.make_count_less_freq(1), "abc", 4, lambda s: [sum(n for n in Counter(s).values() if n <= 1)] * len(s)

@@ -85,7 +85,8 @@ def read_program(
     """
     if not isinstance(program, rasp.SOp):
         raise UserError(
-            f"the program is {program!r}; give an s-op of tracr.rasp.rasp, such as tracr.compiler.lib.make_hist()"
+            f"the program is {one_line(repr(program))}; give an s-op of tracr.rasp.rasp, such as "
+            "tracr.compiler.lib.make_hist()"
         )
     expressions = _ordered(program)
     _check(program, expressions)
@@ -140,7 +141,7 @@ def _check_bases(program: rasp.SOp, vocab: Collection[Any], max_seq_len: int) ->
     graph = rasp_to_graph.extract_rasp_graph(program)
     try:
         basis_inference.infer_bases(graph.graph, graph.sink, set(vocab), max_seq_len)
-    except NotImplementedError as error:
+    except Exception as error:  # of whatever kind: it calls the program's functions
         raise UserError(f'tracr cannot compile "{program.name}": {one_line(" ".join(map(str, error.args)))}') from None
 
 

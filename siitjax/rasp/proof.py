@@ -66,6 +66,8 @@ def _check(step: Step, ours: Int[np.ndarray, " seq"], says: Sequence[Any], strin
     values = (*step.values, None)
     for i, expected in enumerate(says):
         found = values[ours[i + 1]]
+        if isinstance(found, float) and expected is None:
+            continue  # a number of nothing is 0 in tracr's transformer
         close = isinstance(found, float) and isinstance(expected, float | int) and abs(found - expected) <= CLOSE
         if not close and found != expected:
             raise UserError(

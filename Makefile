@@ -21,8 +21,9 @@ betas: .venv/run-$(VERSION)
 test: .venv/test-$(VERSION)
 	$(RUN) -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder --durations=10
 
-# What takes too long for every change, with XLA as users have it.
+# What takes too long for every change, with XLA as users have it. The browser's test needs chromedriver.
 proofs: .venv/test-$(VERSION) lens4
+	$(INSTALL) --editable '.[proofs]'
 	XLA_FLAGS= $(RUN) -m pytest -m slow
 
 check: .venv/test-$(VERSION)

@@ -13,6 +13,7 @@ import siitjax
 TEXT = (Path(__file__).parents[1] / "siitjax" / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # theirs
 @pytest.mark.parametrize("program", ["nnsight", "pyvene"])
 def test_the_swap_shown_gives_the_label_that_the_causal_model_gives(program, tmp_path):

@@ -47,7 +47,7 @@ def v8():
     racer.eval(f"{ATOB}{LIBRARY}\n0")
 
     def call(function: str, *given):
-        return json.loads(racer.eval(f"JSON.stringify(({function})(...{json.dumps(given)}))"))
+        return json.loads(str(racer.eval(f"JSON.stringify(({function})(...{json.dumps(given)}))")))
 
     yield call
     racer.close()
@@ -189,7 +189,8 @@ def test_a_page_stands_alone(written):
     assert "@@" not in text
     links = re.findall(r"""(?:src|href)=["']|https?://[^"' ]+|@import|url\(""", text)
     assert {*links} == {"http://www.w3.org/2000/svg"}  # the name of SVG's elements, which nothing is fetched from
-    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    (found,) = re.findall(r'id="data">(.*?)</script>', text, re.DOTALL)
+    data = json.loads(found)
     assert {*data["measured"]["swaps"]} >= {"MLP0", "L0H1, MLP0", "L0H1->MLP0", "embed->L0H0"}
     right, of, changed_right, changed = data["measured"]["swaps"]["MLP0"]
     assert right == of == 50 * 15

@@ -81,7 +81,7 @@ class _Written:
             (out,) = step.outvars
             places[out] = self.new()
             word, parameters = _operation(name, step)
-            shape = {"shape": [int(n) for n in out.aval.shape]}
+            shape = {"shape": list(np.shape(out.aval))}
             self.steps.append([word, given, places[out], {**shape, **parameters}])
         return [at(atom) for atom in jaxpr.outvars]
 

@@ -81,6 +81,7 @@ def test_a_wheel_holds_one_top_level_name_and_all_that_belongs_to_it(wheel):
     names = {name for name in ZipFile(wheel).namelist() if not name.split("/")[0].endswith(".dist-info")}
     kept = lambda folder: (path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".typed"))
     expected = {str(path.relative_to(ROOT)) for path in kept("siitjax")}
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "siitjax" / "io" / "explorer" / "static").iterdir()}
     cases = {*kept("cases"), *(ROOT / "cases" / "models").glob("*.safetensors")}
     expected |= {f"siitjax/_cases/{path.relative_to(ROOT / 'cases')}" for path in cases}
     assert names == expected  # a folder that is missing is to be listed in pyproject.toml

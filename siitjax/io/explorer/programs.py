@@ -81,7 +81,8 @@ class _Written:
             (out,) = step.outvars
             places[out] = self.new()
             word, parameters = _operation(name, step)
-            shape = {"shape": list(np.shape(out.aval))}
+            given_out: Any = out.aval
+            shape = {"shape": list(given_out.shape)}
             self.steps.append([word, given, places[out], {**shape, **parameters}])
         return [at(atom) for atom in jaxpr.outvars]
 

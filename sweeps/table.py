@@ -58,6 +58,8 @@ class Models(Question):
     unique_extractor), each in one transformer. Under the causal rule a swap changes everything downstream of it; under
     the frozen one, the original's, nothing. Models trained under the frozen rule are also scored under the causal one.
 
+    With --case=further it trains the further tasks of cases/, each alone, and with a list any tasks, by name.
+
     With --swaps=edges, models of the causal rule are trained under swaps of every kind (siitjax/siit/edge_sampling.py).
     Begin with weights that hold at nodes: --start=shipped, or --start=FOLDER of a sweep under swaps of nodes. From
     drawn weights it did not work where tried.
@@ -70,7 +72,7 @@ class Models(Question):
 
     title = "Do combined transformers hold their circuits?"
 
-    case: str = flag("all", "the models to train: all, or a list such as 0,1+2,0+1+2+3")
+    case: str = flag("all", "the models to train: all, further, or a list such as 0,1+2,0+1+2+3,induction")
     seeds: int = flag(3, "members a setting; their seeds count from --first_seed", least=1, most=MOST_SEEDS)
     first_seed: int = flag(0, "the first seed", least=0)
     epochs: int = 60
@@ -95,6 +97,8 @@ class Models(Question):
     def models(self) -> tuple[str, ...]:
         if self.case == "all":
             return QUICK if self.quick else MODELS
+        if self.case == "further":
+            return tuple(module.rpartition(".")[2] for module in cases.FURTHER)
         names = [name.strip() for name in self.case.split(",")]
         if len(set(names)) < len(names):
             raise UserError(f"--case is {self.case}; list each model once, with commas between")

@@ -61,8 +61,8 @@ def sorting(s):
     return ["BOS", *sorted(s[1:])]
 
 
-def palindrome(s):
-    return [sum(s[1 + i] != s[-1 - i] for i in range(3))] * len(s)
+def reversal(s):
+    return ["PAD", *(b if a != b else "PAD" for a, b in zip(s[1:], s[:0:-1], strict=True))]
 
 
 def most_frequent(s):
@@ -92,15 +92,15 @@ def two_hop(s):
     return [s[hop(hop(i))] for i in range(len(s))]
 
 
-def in_order(s):
-    return [int((w := [" ", " ", *s[1 : i + 1]][-3:]) == sorted(w)) for i in range(len(s))]
+def three_bits(s):
+    return [int("".join(["0", "0", "0", *s[1 : i + 1]][-3:]), 2) for i in range(len(s))]
 
 
 def flip_flop(s):
     answers, bit = [], None
     for c in s:
         bit = c[1] if c[0] == "w" else bit
-        answers.append(0 if c != "r" or bit is None else 1 + int(bit))
+        answers.append(0 if bit is None else 1 + (int(bit) ^ (c == "n")))
     return answers
 
 
@@ -159,12 +159,7 @@ FURTHER = (
     Further(modular_count, {"count": "L0H0", "residue": "MLP0"}, (1, 4, 4, 16, 64, 10), "a b"),
     Further(induction, {"previous": "L0H0", "follower": "L1H0"}, (2, 4, 8, 32, 0, 10), "a b c d"),
     Further(sorting, {"counts": "L0H0", "ordered": "MLP0"}, (1, 4, 6, 24, 96, 9), "a b c"),
-    Further(
-        palindrome,
-        {"opposite": "L0H0", "differs": "MLP0", "pairs": "L1H0"},
-        (2, 4, 6, 24, 96, 7),
-        "a b c",
-    ),
+    Further(reversal, {"opposite": "L0H0", "moved": "MLP0"}, (1, 4, 6, 24, 96, 9), "a b c"),
     Further(most_frequent, {"counts": "L0H0", "most_frequent": "MLP0"}, (1, 4, 6, 24, 96, 10), "a b c"),
     Further(
         bracket_kinds,
@@ -179,8 +174,8 @@ FURTHER = (
         "= 0 1 2 3 4 5 6 7 8 9",
     ),
     Further(two_hop, {"named": "L0H0", "answer": "L1H0"}, (2, 4, 8, 32, 0, 6), "1 2 3 4 5"),
-    Further(in_order, {"two_before": "L0H0+L0H1", "in_order": "MLP0"}, (1, 4, 6, 24, 96, 12), "a b c d"),
-    Further(flip_flop, {"memory": "L0H0", "answer": "MLP0"}, (1, 4, 6, 24, 96, 12), "w0 w1 i0 i1 r"),
+    Further(three_bits, {"two_before": "L0H0+L0H1", "number": "MLP0"}, (1, 4, 6, 24, 96, 12), "0 1"),
+    Further(flip_flop, {"memory": "L0H0", "answer": "MLP0"}, (1, 4, 6, 24, 96, 12), "w0 w1 i0 i1 n"),
     Further(
         indirect_object,
         {"earlier": "L0H0", "inhibited": "L1H0", "other": "L2H0"},
@@ -261,10 +256,11 @@ def test_a_task_is_listed_once(monkeypatch):
 def test_the_table_of_models_trains_them_by_name():
     members = Models(case="induction,addition+flip_flop", rules=("causal",), seeds=1).members()
     assert [member.config.case.name for member in members] == ["induction", "addition+flip_flop"]
+    assert Models(case="further").models() == tuple(further.name for further in FURTHER)
 
 
 @pytest.mark.parametrize(
-    "names", ["most_frequent+left_greater", "induction+in_order", "sorting+palindrome", "share_of_x+paren_shares"]
+    "names", ["most_frequent+left_greater", "induction+three_bits", "sorting+reversal", "share_of_x+paren_shares"]
 )
 def test_they_are_combined_by_name_with_one_another_and_with_the_numbered_ones(names):
     case = siitjax.find_case(names)

@@ -1,5 +1,5 @@
-"""flip_flop: a memory of one bit. "w0" and "w1" write it, "i0" and "i1" are ignored, and the answer at "r" is what was
-written last (Liu et al. 2023)."""
+"""flip_flop: a memory of one bit. "w0" and "w1" write it, and "i0" and "i1" are ignored (Liu et al. 2023). The answer is
+the bit that was written last, at every token, and the other one at "n"."""
 
 import jax.numpy as jnp
 
@@ -8,9 +8,9 @@ from siitjax.causal.circuit import Variable
 from siitjax.causal.data import Uniform
 from siitjax.model.nodes import head, mlp
 
-VOCABULARY = ("BOS", "PAD", "w0", "w1", "i0", "i1", "r")
+VOCABULARY = ("BOS", "PAD", "w0", "w1", "i0", "i1", "n")
 INSTRUCTIONS = (2, 3, 4, 5, 6)
-WRITE_0, WRITE_1, READ = 2, 3, 6
+WRITE_0, WRITE_1, NEGATED = 2, 3, 6
 NONE, BIT_0, BIT_1 = range(3)
 
 
@@ -23,7 +23,9 @@ def memory(tokens):
 
 
 def answer(tokens, memory):
-    return jnp.where(tokens == READ, memory, NONE)
+    """The bit; the other one at "n"; none where none is stored."""
+    other = jnp.where(memory == NONE, NONE, BIT_0 + BIT_1 - memory)
+    return jnp.where(tokens == NEGATED, other, memory)
 
 
 CASE = Case(

@@ -1,5 +1,4 @@
-"""palindrome: how many pairs of letters differ that stand opposite each other, at every token; none in a palindrome.
-Attention is bidirectional."""
+"""reversal: the string backwards, and None in the place of a letter that stays as it is. Attention is bidirectional."""
 
 import jax.numpy as jnp
 
@@ -10,7 +9,7 @@ from siitjax.model.nodes import head, mlp
 
 VOCABULARY = ("BOS", "PAD", "a", "b", "c")
 LETTERS = (2, 3, 4)
-MOST = 3
+NONE = PAD
 
 
 def opposite(tokens):
@@ -20,28 +19,22 @@ def opposite(tokens):
     return tokens[jnp.where((here > 0) & (here < length), length - here, here)]
 
 
-def differs(tokens, opposite):
-    return tokens != opposite
-
-
-def pairs(differs):
-    """How many pairs differ, half as many as tokens do, at every position; MOST stands for as many or more."""
-    return jnp.full(len(differs), jnp.minimum(differs.sum() // 2, MOST))
+def moved(tokens, opposite):
+    return jnp.where(tokens == opposite, NONE, opposite)
 
 
 CASE = Case(
-    name="palindrome",
+    name="reversal",
     vocabulary=VOCABULARY,
     variables=(
         Variable("opposite", ("tokens",), opposite, head(0, 0)),
-        Variable("differs", ("tokens", "opposite"), differs, mlp(0)),
-        Variable("pairs", ("differs",), pairs, head(1, 0)),
+        Variable("moved", ("tokens", "opposite"), moved, mlp(0)),
     ),
     strata=(Uniform(LETTERS),),
-    n_layers=2,
+    n_layers=1,
     d_model=24,
     d_head=6,
-    n_outputs=1 + MOST,
-    n_ctx=7,
+    n_outputs=len(VOCABULARY),
+    n_ctx=9,
     attention_dir="bidirectional",
 )

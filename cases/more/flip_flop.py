@@ -1,5 +1,7 @@
-"""flip_flop: a memory of one bit. "w0" and "w1" write it, and "i0" and "i1" are ignored (Liu et al. 2023). The answer is
-the bit that was written last, at every token, and the other one at "n"."""
+"""flip_flop: a memory of one bit. "w0" and "w1" write it, and "i0" and "i1" are ignored (Liu et al. 2023).
+
+The answer is the bit that was written last, at every token, and the other one at "n".
+"""
 
 import jax.numpy as jnp
 

@@ -43,7 +43,10 @@ RECIPE = {"p_unused": 0.8, "lr_end": 1e-5}
 
 @dataclass(frozen=True)
 class Alone(Question):
-    """The first stage: transformers trained on the task alone, as they are found in the wild; no node is swapped."""
+    """The first stage: transformers trained on the task alone, as they are found in the wild; no node is swapped.
+
+    The rule: supported where two thirds of them answer 99.9% of the tokens or more right; else contradicted.
+    """
 
     title = "Transformers trained on the task alone"
 
@@ -101,19 +104,24 @@ class Crystallise(Question):
 
     def members(self) -> Sequence[Member]:
         case, folder = self.build(), Path(self.alone)
-        starts = {row["seed"]: weights_file(folder, row["member"]) for row in read_rows(folder)}
+        rows = read_rows(folder)
+        if others := {row["case"] for row in rows} - {case.name}:
+            raise UserError(f"--alone is {self.alone}, which has transformers of {min(others)}, not of {case.name}")
+        starts = {row["seed"]: weights_file(folder, row["member"]) for row in rows}
         if missing := [seed for seed in range(self.seeds) if seed not in starts]:
             raise UserError(
                 f"--alone is {self.alone}, which has no transformer of seed {missing[0]}; train them there, or leave "
                 "--alone out"
             )
-        config, hyper = self.train_config(case), Hyperparams(**RECIPE)
+        hyper = Hyperparams(**RECIPE)
         placed = {seed: found.of(case) for seed, found in placements(folder, case, starts).items()}
-        configs = {seed: config if here == case else self.train_config(here) for seed, here in placed.items()}
-        by_place = {tuple(v.place for v in c.case.variables): c for c in configs.values()}  # one compilation each
-        found = {seed: by_place[tuple(v.place for v in c.case.variables)] for seed, c in configs.items()}
+        configs = {
+            here: self.train_config(here) for here in (case, *placed.values())
+        }  # one a placement, to be compiled
         return [
-            Member(name, seed, config if name != FOUND else found[seed], hyper, None if name == SCRATCH else start)
+            Member(
+                name, seed, configs[placed[seed] if name == FOUND else case], hyper, None if name == SCRATCH else start
+            )
             for name in (SCRATCH, DECLARED, FOUND)
             for seed, start in starts.items()
             if seed < self.seeds

@@ -15,6 +15,7 @@ import cases
 import siitjax
 from siitjax.base.errors import UserError
 from siitjax.causal.circuit import Variable
+from siitjax.cli import explore
 from siitjax.io.explorer.drawing import draw
 from siitjax.io.explorer.page import SCRIPTS, STATIC, examples, page
 from siitjax.io.explorer.programs import program
@@ -215,6 +216,18 @@ def test_bad_input_is_one_line(written, tmp_path):
     assert not (tmp_path / "new.html").exists()
 
 
+def test_a_page_of_every_shipped_model_and_an_index_are_a_folder(tmp_path, monkeypatch, capsys):
+    """Of one model here, as all of them take minutes."""
+    tasks = explore.registry.own_tasks()
+    monkeypatch.setitem(tasks.__dict__, "subsets", ("1",))
+    assert explore.Explore(str(tmp_path / "out"), all=True, pairs=20).run() == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"1.html", "index.html"}
+    index = (tmp_path / "out" / "index.html").read_text()
+    assert '<tr><td><a href="1.html">1</a></td><td>left_greater</td><td>1</td><td>12</td><td>100</td>' in index
+    assert "{" not in index.split("</style>")[1]
+    assert capsys.readouterr().out.endswith(f"1 pages and index.html are written to {tmp_path / 'out'}\n")
+
+
 def test_a_case_of_the_frozen_rule_has_no_page():
     trained = siitjax.load("1")
     frozen = replace(trained, case=replace(trained.case, counterfactual="frozen"))
@@ -223,21 +236,29 @@ def test_a_case_of_the_frozen_rule_has_no_page():
 
 
 @pytest.mark.slow
-def test_in_a_browser_a_node_an_edge_and_a_position_are_clicked_and_the_answers_are_those_of_jax(tmp_path):
+@pytest.mark.parametrize(("name", "head"), [("1+2", (0, 0)), ("0+1+2+3", (0, 4))])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_in_a_browser_a_node_an_edge_and_a_position_are_clicked_and_the_answers_are_those_of_jax(
+    name, head, width, tmp_path
+):
+    """With -s it says how long the page took to open."""
     webdriver = pytest.importorskip("selenium.webdriver")
     driver = shutil.which("chromedriver")
     if driver is None:
         pytest.skip("there is no chromedriver; apt-get install chromium-driver brings it")
-    trained = siitjax.load("1+2")
+    trained = siitjax.load(name)
     file = tmp_path / "page.html"
     file.write_text(page(trained, 50))
     options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--window-size=1200,900"):
+    for argument in ("--headless=new", "--no-sandbox", f"--window-size={width},900"):
         options.add_argument(argument)
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     try:
         browser.get(file.as_uri())
-        for chosen in ('[data-node="MLP0"] text', '[data-edge="L0H0->MLP3"] path.hit', '[data-position="4"]'):
+        timing = browser.execute_script("return performance.timing.domComplete - performance.timing.navigationStart")
+        print(f"{name}, {width} pixels: {file.stat().st_size / 1e6:.2f} MB, opens in {timing} ms")
+        edge = f"L{head[0]}H{head[1]}->MLP3"
+        for chosen in ('[data-node="MLP0"] text', f'[data-edge="{edge}"] path.hit', '[data-position="4"]'):
             element = browser.find_element("css selector", chosen)
             browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
             if chosen.startswith("[data-edge"):  # a curve's middle may not lie in the middle of its box
@@ -254,7 +275,7 @@ def test_in_a_browser_a_node_an_edge_and_a_position_are_clicked_and_the_answers_
         browser.quit()
     case, nodes = trained.case, trained.case.circuit.nodes
     mask = np.repeat((nodes.as_edges(nodes.mask([siitjax.mlp(0)])))[..., None], len(base), 2)
-    mask |= nodes.edge_mask([(siitjax.head(0, 0), siitjax.mlp(3))])[..., None]
+    mask |= nodes.edge_mask([(siitjax.head(*head), siitjax.mlp(3))])[..., None]
     mask[..., 4] = False
     _, held = trained.model(source)
     expected, _ = trained.model(base, (jnp.asarray(mask), held))

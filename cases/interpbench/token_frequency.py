@@ -1,15 +1,11 @@
 """token_frequency: whether each token is frequent in its string (more than half of it), common (more than a quarter) or
 rare. Attention is bidirectional, and strings differ in length (case 18 of InterpBench, Gupta et al. 2024)."""
 
-from dataclasses import dataclass
-
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Int
 
 from siitjax.causal.case import PAD, Case
 from siitjax.causal.circuit import Variable
-from siitjax.causal.data import Strings, Uniform
+from siitjax.causal.data import OfLength, Uniform
 from siitjax.model.nodes import head, mlp
 
 VOCABULARY = ("BOS", "PAD", "a", "b", "c", "d", "e")
@@ -18,26 +14,9 @@ SHORTEST = 4
 RARE, COMMON, FREQUENT = range(3)
 
 
-@dataclass(frozen=True)
-class OfLength:
-    """Every string of `count` letters, then PADs; of a shorter string, letters alone."""
-
-    count: int
-
-    def __call__(self, rng: np.random.Generator, n: int, length: int) -> Strings:
-        return self._padded(Uniform(LETTERS)(rng, n, min(self.count, length)), length)
-
-    def every(self, length: int, limit: int) -> Strings | None:
-        strings = Uniform(LETTERS).every(min(self.count, length), limit)
-        return None if strings is None else self._padded(strings, length)
-
-    def _padded(self, strings: Int[np.ndarray, "_ own"], length: int) -> Int[np.ndarray, "_ length"]:
-        return np.pad(strings, ((0, 0), (0, length - strings.shape[1])), constant_values=PAD)
-
-
 def strata(length):
     """One for each length, from the shortest on."""
-    return tuple(OfLength(count) for count in range(min(SHORTEST, length), length + 1))
+    return tuple(OfLength(Uniform(LETTERS), count) for count in range(min(SHORTEST, length), length + 1))
 
 
 def is_letter(tokens):

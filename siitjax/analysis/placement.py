@@ -17,11 +17,9 @@ from jaxtyping import Array, Bool, Int
 from siitjax.base.errors import UserError
 from siitjax.causal.case import Case
 from siitjax.model.forms import PLAIN
-from siitjax.model.nodes import LOGITS, Node
+from siitjax.model.nodes import Node
 from siitjax.model.transformer import Transformer
 from siitjax.siit.interchange import interchange
-
-Unit = tuple[Node, ...]
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,8 @@ def node_scores(
         each = jnp.broadcast_to(here[:, None], (len(base), len(tried), *here.shape[1:]))
         right, changed = np.asarray(case.loss.correct(answered, each)), ~np.asarray(case.loss.same(here, own))
         shares = [_balanced(right[:, j], changed, np.asarray(counted)) for j in range(len(tried))]
-        found[node] = {other: x for other, x in zip(tried, shares, strict=True) if _alike(node, other)}
+        alike = lambda other, node=node: (node.head is None) == (other.head is None)
+        found[node] = {other: x for other, x in zip(tried, shares, strict=True) if alike(other)}
     return found
 
 
@@ -125,10 +124,6 @@ def find_placement(
 
     place(0, 0.0, {})
     return Placement(best[1], {node: scores[node][other] for node, other in best[1].items()})
-
-
-def _alike(node: Node, other: Node) -> bool:
-    return LOGITS not in (node, other) and (node.head is None) == (other.head is None)
 
 
 def _balanced(

@@ -13,16 +13,14 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 from siitjax.base.choice import check_choice
 from siitjax.base.errors import UserError
 from siitjax.causal.circuit import Circuit, Counterfactual, Variable
+from siitjax.causal.data import BOS as BOS
+from siitjax.causal.data import PAD as PAD
 from siitjax.causal.data import Stratum, draw_split, every_string
 from siitjax.causal.loss import CrossEntropy, Loss
 from siitjax.causal.sources import Sources
 from siitjax.model.checks import check_tokens
 from siitjax.model.transformer import ActivationName, AttentionDirection, TransformerConfig
 
-BOS = 0
-"""The index of the token that begins every string: a vocabulary begins with it."""
-PAD = 1
-"""The index of the second token of every vocabulary."""
 Counted = Literal["last"] | Callable[[Int[Array, " seq"]], Bool[Array, " seq"]]
 LATER = {"heads": None, "attention_dir": "causal"}
 """What `TransformerConfig` did not have once, and how it was then."""

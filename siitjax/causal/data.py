@@ -18,6 +18,10 @@ from jaxtyping import Bool, Int
 
 from siitjax.base.errors import UserError
 
+BOS = 0
+"""The index of the token that begins every string: a vocabulary begins with it."""
+PAD = 1
+"""The index of the second token of every vocabulary."""
 Strings = Int[np.ndarray, "_ position"]
 Stratum = Callable[[np.random.Generator, int, int], Strings]
 """`stratum(rng, n, length)` draws n strings of `length` tokens, each with the same probability."""
@@ -63,6 +67,34 @@ class Uniform:
         if len(tokens) ** length > limit:
             return None
         return tokens[np.indices((len(tokens),) * length).reshape(length, -1).T]
+
+
+@dataclass(frozen=True)
+class OfLength:
+    """Every string of `count` tokens, each equally likely, then PADs.
+
+    Attributes:
+        uniform: draws the tokens.
+        count: how many; as many as fit, where that is fewer.
+
+    Example:
+        >>> OfLength(Uniform((2, 3)), 1).every(3, limit=10).tolist()
+        [[2, 1, 1], [3, 1, 1]]
+    """
+
+    uniform: Uniform
+    count: int
+
+    def __call__(self, rng: np.random.Generator, n: int, length: int) -> Strings:
+        return self._filled(self.uniform(rng, n, min(self.count, length)), length)
+
+    def every(self, length: int, limit: int) -> Strings | None:
+        """Each string once, or None where there are more than `limit`."""
+        strings = self.uniform.every(min(self.count, length), limit)
+        return None if strings is None else self._filled(strings, length)
+
+    def _filled(self, strings: Int[np.ndarray, "n own"], length: int) -> Int[np.ndarray, "n length"]:
+        return np.pad(strings, ((0, 0), (0, length - strings.shape[1])), constant_values=PAD)
 
 
 @dataclass(frozen=True)

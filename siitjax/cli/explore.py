@@ -11,7 +11,7 @@ from siitjax.base.files import make_folder, write_atomically
 from siitjax.base.share import percent
 from siitjax.causal import registry
 from siitjax.io.explorer import page
-from siitjax.io.hub_folder import new_folder
+from siitjax.io.hub_folder import check_free, new_folder
 from siitjax.io.trained import Trained, load
 
 INDEX = """<!doctype html>
@@ -57,7 +57,7 @@ class Explore(Command):
         if not self.out:
             raise UserError(f"OUT is missing: siitjax explore {self.model} page.html")
         out = Path(self.out)
-        check_free(out)
+        check_free(out, "a page")
         _write(load(self.model), out, self.pairs)
         return 0
 
@@ -74,20 +74,11 @@ class Explore(Command):
         return 0
 
 
-def check_free(out: Path) -> None:
-    """Raises UserError where something is there already, or nothing can be written there."""
-    if out.exists() or out.is_symlink():
-        raise UserError(f"{out} exists, and a page replaces nothing; choose another OUT, or take it away")
-    try:
-        make_folder(out.parent)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror or error}); choose another OUT") from None
-
-
 def _write(trained: Trained, out: Path, pairs: int) -> None:
     began = time.monotonic()
-    text = page(trained, pairs)
     try:
+        make_folder(out.parent)  # before anything is measured for it
+        text = page(trained, pairs)
         write_atomically(out, text)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror or error}); choose another OUT") from None

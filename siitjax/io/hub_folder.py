@@ -76,12 +76,12 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     new, lock = out.with_name(f".{out.name}.new"), None
     try:
-        _check_free(out)
+        check_free(out)
         make_folder(out.parent)
         lock = hold(out.with_name(f".{out.name}.lock"))
         if isinstance(lock, Holder):
             raise UserError(f"{out} is being written by process {lock.pid}; wait for it, or choose another OUT")
-        _check_free(out)  # again: another process may have written it before this one held it
+        check_free(out)  # again: another process may have written it before this one held it
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         yield new
@@ -97,9 +97,10 @@ def new_folder(out: Path) -> Iterator[Path]:
             lock.release()
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path, what: str = "an export") -> None:
+    """Raises UserError where something lies at `out` already."""
     if out.exists() or out.is_symlink():
-        raise UserError(f"{out} exists, and an export replaces nothing; choose another OUT, or take it away")
+        raise UserError(f"{out} exists, and {what} replaces nothing; choose another OUT, or take it away")
 
 
 def _by_edge(case: Case, measured: EdgeMetrics) -> dict[str, tuple[float | None, float | None]]:

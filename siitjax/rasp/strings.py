@@ -2,40 +2,9 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import Int
-
 from siitjax.base.errors import UserError
 from siitjax.causal.case import PAD
-from siitjax.causal.data import Stratum, Uniform
-
-
-@dataclass(frozen=True)
-class OfLength:
-    """Every string of so many tokens, each equally likely, then PADs.
-
-    Attributes:
-        uniform: draws the tokens.
-        tokens: how many; as many as fit, where that is fewer.
-
-    Example:
-        >>> OfLength(Uniform((2, 3)), 1).every(3, limit=10).tolist()
-        [[2, 1, 1], [3, 1, 1]]
-    """
-
-    uniform: Uniform
-    tokens: int
-
-    def __call__(self, rng: np.random.Generator, n: int, length: int) -> Int[np.ndarray, "n length"]:
-        return self._filled(self.uniform(rng, n, min(self.tokens, length)), length)
-
-    def every(self, length: int, limit: int) -> Int[np.ndarray, "_ length"] | None:
-        """Each string once, or None where there are more than `limit`."""
-        strings = self.uniform.every(min(self.tokens, length), limit)
-        return None if strings is None else self._filled(strings, length)
-
-    def _filled(self, strings: Int[np.ndarray, "n own"], length: int) -> Int[np.ndarray, "n length"]:
-        return np.pad(strings, ((0, 0), (0, length - strings.shape[1])), constant_values=PAD)
+from siitjax.causal.data import OfLength, Stratum, Uniform
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def page_data(trained: Trained, pairs: int) -> dict[str, Any]:
             f'{case.name} is of the rule "{case.counterfactual}"; a page shows swaps under the rule "causal"'
         )
     found = measure_edges(case, model, pairs, SEED)
-    base, source = (np.asarray(x) for x in list_batches(case, max(LIVE, 2), SEED + 1)[0])
+    base, source = (np.asarray(x) for x in list_batches(case, LIVE, SEED + 1)[0])
     return {
         "name": case.name,
         "tasks": list(case.tasks),

@@ -13,6 +13,7 @@ from siitjax.io.trained import load
 __all__ = (
     "AT_NODES",
     "FURTHER",
+    "LARGE",
     "MODELS",
     "SHIPPED",
     "TABLE",
@@ -36,6 +37,8 @@ FURTHER = (
     "interpbench.token_frequency",
     "interpbench.adjacent_remover",
     "interpbench.first_occurrences",
+    "interpbench.ioi",
+    "interpbench.ioi_full",
     "more.modular_count",
     "more.induction",
     "more.sorting",
@@ -51,6 +54,8 @@ FURTHER = (
 )
 """The modules of the further tasks, whose names are those of their files too. They have no number and no shipped
 model."""
+LARGE = ("ioi", "ioi_full")
+"""Those of them whose transformers are large: some hours on a CPU."""
 SHIPPED = Path(__file__).parent / "models"
 TABLE = Tasks(__name__, TASKS, SHIPPED, FURTHER)
 CASES: tuple[Case, ...]

@@ -58,7 +58,8 @@ class Models(Question):
     unique_extractor), each in one transformer. Under the causal rule a swap changes everything downstream of it; under
     the frozen one, the original's, nothing. Models trained under the frozen rule are also scored under the causal one.
 
-    With --case=further it trains the further tasks of cases/, each alone, and with a list any tasks, by name.
+    With --case=further it trains the further tasks of cases/, each alone, but for the large ones (ioi, ioi_full), and
+    with a list any tasks, by name.
 
     With --swaps=edges, models of the causal rule are trained under swaps of every kind (siitjax/siit/edge_sampling.py).
     Begin with weights that hold at nodes: --start=shipped, or --start=FOLDER of a sweep under swaps of nodes. From
@@ -87,6 +88,7 @@ class Models(Question):
     p_edge: float = flag(KINDS.p_edge, "with --swaps=edges: probability that the IIT term swaps one edge", least=0)
     p_nodes: float = flag(KINDS.p_nodes, "with --swaps=edges: that it swaps a random subset of nodes", least=0)
     p_edges: float = flag(KINDS.p_edges, "with --swaps=edges: that it swaps a random subset of edges", least=0)
+    p_base: float = flag(KINDS.p_base, "with --swaps=edges: that it holds unused nodes at the base's values", least=0)
     p_positions: float = flag(KINDS.p_positions, "with --swaps=edges: probability of random positions", least=0)
     start: str = flag("", "first weights: shipped, or a results folder that has these seeds; empty: drawn")
     rules: tuple[Counterfactual, ...] = flag(
@@ -98,7 +100,8 @@ class Models(Question):
         if self.case == "all":
             return QUICK if self.quick else MODELS
         if self.case == "further":
-            return tuple(module.rpartition(".")[2] for module in cases.FURTHER)
+            names = (module.rpartition(".")[2] for module in cases.FURTHER)
+            return tuple(name for name in names if name not in cases.LARGE)
         names = [name.strip() for name in self.case.split(",")]
         if len(set(names)) < len(names):
             raise UserError(f"--case is {self.case}; list each model once, with commas between")
@@ -113,7 +116,7 @@ class Models(Question):
         given = {"p_unused": self.p_unused, "lr_end": self.lr_end}
         hyper = Hyperparams(**given)
         if self.swaps == "edges":
-            kinds_of_swap = ("p_edge", "p_nodes", "p_edges", "p_positions")
+            kinds_of_swap = ("p_edge", "p_nodes", "p_edges", "p_base", "p_positions")
             given |= {"edges_from": edges_from, **{name: getattr(self, name) for name in (*kinds_of_swap, "w_changed")}}
             hyper = replace(KINDS, **given)
         configs = {kind: self._config(*kind) for kind in kinds}  # one a kind: its seeds share a compilation

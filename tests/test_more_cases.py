@@ -22,6 +22,13 @@ from sweeps.table import Models
 N = 400
 """Strings of each case that are looked at; all of them, where it has fewer."""
 
+PEOPLE = "Ann Bob Cal Dan Eve Fay Gil Hal Ida Jon Kim Lou"
+WORDS_OF_IOI = (
+    "park shop school garden station gave handed passed sold ring book drink ball letter and went to the . a then "
+    "after lunch , it rained all day"
+)
+IN_IOI = {"word": "MLP0", "duplicate": "L1H1", "inhibited": "L2H1", "indirect_object": "L4H1"}
+
 
 def share_of_x(s):
     return [Fraction(s[1 : i + 1].count("x"), max(i, 1)) for i in range(len(s))]
@@ -43,6 +50,17 @@ def adjacent_remover(s):
 
 def first_occurrences(s):
     return ["PAD" if s[i] in s[:i] else s[i] for i in range(len(s))]
+
+
+def ioi(s):
+    last = max(i for i, word in enumerate(s) if word != "PAD")
+    one, two, again = (word for word in s if word in PEOPLE.split())
+    (other,) = {one, two} - {again}
+    return [*["BOS"] * last, other, *["BOS"] * (len(s) - last - 1)]
+
+
+def ioi_full(s):
+    return ioi(s)
 
 
 def modular_count(s):
@@ -156,6 +174,8 @@ FURTHER = (
         (4, 4, 12, 50, 200, 10),
         "a b c",
     ),
+    Further(ioi, IN_IOI, (6, 4, 16, 64, 256, 19), f"{PEOPLE} {WORDS_OF_IOI}"),
+    Further(ioi_full, IN_IOI, (6, 4, 16, 64, 3072, 19), f"{PEOPLE} {WORDS_OF_IOI}"),
     Further(modular_count, {"count": "L0H0", "residue": "MLP0"}, (1, 4, 4, 16, 64, 10), "a b"),
     Further(induction, {"previous": "L0H0", "follower": "L1H0"}, (2, 4, 8, 32, 0, 10), "a b c d"),
     Further(sorting, {"counts": "L0H0", "ordered": "MLP0"}, (1, 4, 6, 24, 96, 9), "a b c"),
@@ -256,7 +276,9 @@ def test_a_task_is_listed_once(monkeypatch):
 def test_the_table_of_models_trains_them_by_name():
     members = Models(case="induction,addition+flip_flop", rules=("causal",), seeds=1).members()
     assert [member.config.case.name for member in members] == ["induction", "addition+flip_flop"]
-    assert Models(case="further").models() == tuple(further.name for further in FURTHER)
+    assert Models(case="further").models() == tuple(
+        further.name for further in FURTHER if not further.name.startswith("ioi")
+    )
 
 
 @pytest.mark.parametrize(

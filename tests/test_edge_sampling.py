@@ -28,7 +28,7 @@ HELD, EDGES = int(CIRCUIT.circuit_mask.sum()), len(CIRCUIT.edges)
 UNUSED = NODES.as_edges(CIRCUIT.unused_mask)
 
 EDGES_OF_IIT, EDGES_OF_SIIT = 0, 1
-OFF = dict.fromkeys(("p_edge", "p_nodes", "p_edges", "p_outside", "p_whole", "p_own", "p_positions"), 0.0)
+OFF = dict.fromkeys(("p_edge", "p_nodes", "p_edges", "p_outside", "p_whole", "p_own", "p_base", "p_positions"), 0.0)
 HYPER = Hyperparams(edges_from=0.5)
 """The probabilities of the kinds as they stand."""
 
@@ -61,7 +61,7 @@ def test_only_edges_that_there_are_and_siit_none_of_the_circuit():
 
 
 def test_before_edges_from_one_node_is_swapped_or_unused_ones_from_the_pairs_source_at_all_positions():
-    edges, positions, sources = drawn(compound=False, p_edge=0.7, p_whole=1.0, p_own=1.0, p_positions=1.0)
+    edges, positions, sources = drawn(compound=False, p_edge=0.7, p_whole=1.0, p_own=1.0, p_base=1.0, p_positions=1.0)
     senders, of_nodes = columns(edges)
     assert of_nodes.all()
     assert (senders[:, EDGES_OF_IIT].sum(1) == 1).all()
@@ -144,6 +144,17 @@ def test_sources_of_their_own_are_as_often_as_said_and_stay_within_the_group():
         assert_count((sources[own] % group == number).sum(), own.sum() * 2 * N, 1 / group)
 
 
+def test_unused_nodes_are_held_at_the_base_in_the_iit_term_alone():
+    _, _, sources = drawn(**{**OFF, "p_own": 0.4, "p_base": 0.3})
+    here = np.arange(DRAWS)[:, None]
+    iit, siit = sources[:, EDGES_OF_IIT], sources[:, EDGES_OF_SIIT]
+    held = (iit == DRAWS + here)[:, CIRCUIT.unused_mask]
+    assert_count(held.all(1).sum(), DRAWS, 0.3)
+    assert (held.all(1) | ~held.any(1)).all(), "all of them, or none"
+    assert (iit < DRAWS)[:, ~CIRCUIT.unused_mask].all()
+    assert (siit < DRAWS).all()
+
+
 def test_positions_are_drawn_as_often_as_said():
     """Where some are, they are so with one random probability, and it may be all of them."""
     _, positions, _ = drawn(**{**OFF, "p_positions": 0.4})
@@ -168,13 +179,14 @@ def test_the_groups_are_the_parts_that_a_batch_is_cut_into():
 
 
 def test_within_a_part_sources_are_counted_from_its_first():
-    edges, _, sources = drawn(p_own=1.0)
+    edges, _, sources = drawn(p_own=1.0, p_base=0.5)
     size = group_size(DRAWS)
     for first in (0, 40, DRAWS - size):
         part = slice(first, first + size)
-        within = EdgeSwaps(jnp.asarray(edges[part]), None, jnp.asarray(sources[part])).within(size)
-        np.testing.assert_array_equal(np.asarray(within.sources) + first, sources[part])
-    assert EdgeSwaps(jnp.asarray(edges[:2])).within(1).sources is None
+        within = EdgeSwaps(jnp.asarray(edges[part]), None, jnp.asarray(sources[part])).within(size, DRAWS)
+        runs = np.concatenate([np.arange(DRAWS)[part], DRAWS + np.arange(DRAWS)[part]])
+        np.testing.assert_array_equal(runs[within.sources], sources[part])
+    assert EdgeSwaps(jnp.asarray(edges[:2])).within(1, 2).sources is None
 
 
 @pytest.mark.parametrize(
@@ -210,7 +222,7 @@ def test_shares_of_kinds_that_are_more_than_all_are_refused():
 
 CASE = replace(left_greater.CASE, n_ctx=5, d_model=6, d_head=2)
 CONFIG = TrainConfig(CASE, epochs=1, batch_size=8, samples=40, sampling=Sampling(drawn_per="example", swaps="edges"))
-LEARNS = replace(HYPER, lr_start=0.02, lr_end=0.02, w_changed=1.5, p_own=0.7, p_positions=0.5).traced()
+LEARNS = replace(HYPER, lr_start=0.02, lr_end=0.02, w_changed=1.5, p_own=0.7, p_base=0.5, p_positions=0.5).traced()
 TOLERANCE = 1e-5
 """Rounding of losses of the order of one in float32."""
 
@@ -220,6 +232,7 @@ def terms_by_hand(model, base: np.ndarray, source: np.ndarray, swaps: EdgeSwaps)
     edges, positions, numbers = map(np.asarray, (swaps.edges, swaps.positions, swaps.sources))
     reference, names = by_reader_twin(model), list(map(str, CASE.circuit.nodes))
     readers = [*names[1:], "logits"]
+    source = np.concatenate([source, base])
     runs = [written(reference, tokens) for tokens in source]
     terms = [0.0, 0.0, 0.0]
     for b, tokens in enumerate(base):

@@ -83,7 +83,7 @@ def test_in_lanes_each_is_what_it_is_alone(axes):
     ("at_once", "n", "part"), [(40, 256, 32), (40, 2000, 40), (40, 12, 12), (40, 251, 251), (None, 256, 256)]
 )
 def test_samples_are_cut_into_equal_parts_or_not_at_all(at_once, n, part):
-    assert Form(PLAIN.run, PLAIN.run_edges, at_once).part(n) == part
+    assert PLAIN._replace(at_once=at_once).part(n) == part
 
 
 @pytest.mark.parametrize("size", [2, 3, 6])

@@ -20,7 +20,10 @@ init = jax.jit(jax.vmap(chex.assert_max_traces(TRAIN.init, n=1)))
 advance = jax.jit(jax.vmap(chex.assert_max_traces(TRAIN.advance, n=1), (0, 0, 0, None)))
 measure = jax.jit(jax.vmap(chex.assert_max_traces(TRAIN.measure, n=1)))
 
-OF_EDGES = ("edges_from", "p_edge", "p_nodes", "p_edges", "p_outside", "p_whole", "p_own", "p_positions", "w_changed")
+OF_EDGES = (
+    *("edges_from", "p_edge", "p_nodes", "p_edges", "p_outside"),
+    *("p_whole", "p_own", "p_base", "p_positions", "w_changed"),
+)
 """What swaps of nodes, as these lanes have them, leave unread: it varies all the same, and compiles nothing again."""
 GRID = [replace(h, **dict.fromkeys(OF_EDGES, i / 12)) for i, h in enumerate((LEARNS, STAYS, SLOW, QUICK))]
 

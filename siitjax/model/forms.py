@@ -55,12 +55,14 @@ class Form(NamedTuple):
         run: computes it, perhaps under swaps of nodes.
         run_edges: computes it under swaps of edges.
         at_once: how many samples it is best given at once; None for as many as there are.
+        batch_axis: that of the activations.
         resumes: whether a run that is resumed costs less; otherwise runs are best done together, whole.
     """
 
     run: Run
     run_edges: RunEdges
     at_once: int | None
+    batch_axis: int
     resumes: bool = True
 
     def part(self, n: int) -> int:
@@ -116,13 +118,13 @@ def _taken(activations: Activations, sources: Sites) -> Activations:
     return Activations(activations.embed[sources.embed], jnp.moveaxis(z, 1, 2), post)
 
 
-PLAIN = Form(as_written, edges_as_written, None)
+PLAIN = Form(as_written, edges_as_written, None, batch_axis=0)
 """What the other forms are tested against."""
 
-BATCH_LAST = Form(batch_last, by_reader, 40)
+BATCH_LAST = Form(batch_last, by_reader, 40, batch_axis=-1)
 """Of 40 samples under a few masks, most arrays fit a core's second-level cache."""
 
-ROLLED = Form(rolled, rolled_edges, None, resumes=False)
+ROLLED = Form(rolled, rolled_edges, None, batch_axis=0, resumes=False)
 """A GPU runs all masks of a few hundred samples at once, and its compiler takes minutes for blocks one by one."""
 
 

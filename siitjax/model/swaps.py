@@ -39,9 +39,14 @@ class EdgeSwaps(eqx.Module):
             return self.edges
         return self.edges[..., None] & self.positions[:, :, None]
 
-    def within(self, size: int) -> "EdgeSwaps":
-        """The swaps of a batch of which parts, `size` long, are taken one by one: sources are counted in the part."""
-        return self if self.sources is None else eqx.tree_at(lambda s: s.sources, self, self.sources % size)
+    def within(self, size: int, batch: int) -> "EdgeSwaps":
+        """The swaps of one of the equal parts, of `size`, that a batch is taken in: sources are counted in the part.
+
+        Runs that are numbered from `batch` on, the bases, come after the part's sources.
+        """
+        if self.sources is None:
+            return self
+        return eqx.tree_at(lambda s: s.sources, self, self.sources % size + self.sources // batch * size)
 
     def check(self, n_nodes: int, base: tuple[int, ...], source: tuple[int, ...]) -> None:
         """Whether these are swaps of such samples: a wrong axis would be broadcast, a wrong number clamped, in silence.

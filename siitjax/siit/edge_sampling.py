@@ -3,7 +3,8 @@
 Trained under swaps of single nodes, transformers break under two nodes, one edge, or two sources. So the IIT term
 mixes kinds (one node, one edge of the circuit, random subsets of either), half of the time with edges outside the
 circuit swapped too; the SIIT term swaps subsets of unused nodes or of outside edges, sometimes all. Senders may have
-sources of their own, and be swapped at some positions alone.
+sources of their own, and be swapped at some positions alone. Unused nodes may be held at the base run's values, while
+nodes of the circuit are swapped.
 """
 
 from typing import Protocol, runtime_checkable
@@ -31,6 +32,7 @@ class Kinds(Protocol):
     p_unused: Float[Array, ""]
     p_whole: Float[Array, ""]
     p_own: Float[Array, ""]
+    p_base: Float[Array, ""]
     p_positions: Float[Array, ""]
 
 
@@ -43,6 +45,8 @@ def draw_swaps(
     circuit: Circuit, kinds: Kinds, compound: Bool[Array, ""], batch: int, seq: int, *, key: PRNGKeyArray
 ) -> EdgeSwaps:
     """The swaps of a batch's IIT and SIIT terms, drawn for each example.
+
+    Runs are counted over the batch's sources, then over its bases.
 
     Args:
         compound: draw all kinds; otherwise single nodes of the circuit and subsets of the unused nodes alone.
@@ -57,7 +61,10 @@ def draw_swaps(
     other = here // group * group + jax.random.randint(source_key, shape, 0, group, jnp.int32)
     if circuit.joint:  # nodes that hold a variable together take it from one source, at the same positions
         other, positions = other[..., circuit.first_of_unit], positions[:, :, circuit.first_of_unit]
-    return EdgeSwaps(edges, positions, jnp.where(own, other, here))
+    held = jax.random.bernoulli(jax.random.fold_in(key, 3), kinds.p_base, (batch, 1, 1)) & compound
+    of_iit = np.stack([circuit.unused_mask, np.zeros(n, bool)])  # in the SIIT term it is no swap
+    held = held & of_iit[None]
+    return EdgeSwaps(edges, positions, jnp.where(held, batch + here, jnp.where(own, other, here)))
 
 
 def _draw_one(

@@ -46,6 +46,7 @@ def interchange(
             `siitjax.model.checks`.
     """
     check_fits(model, circuit, base, source)
+    check_pair(base, source)
     run = (form or fastest()).run
     activations = _source(run, model, source, embedding)
     with jax.named_scope("swapped_run"):
@@ -71,6 +72,7 @@ def interchange_by_depth(
         groups: masks, each group with the depth of the first node that any of them swaps, see `Node.depth`.
     """
     check_fits(model, circuit, base, source)
+    check_pair(base, source)
     run = (form or fastest()).run
     activations = _source(run, model, source, embedding)
     with jax.named_scope("base_run"):
@@ -85,7 +87,7 @@ def interchange_by_depth(
 
 
 def check_fits(
-    model: Transformer, circuit: Circuit, base: Int[Array, "batch seq"], source: Int[Array, "batch seq"]
+    model: Transformer, circuit: Circuit, base: Int[Array, "batch seq"], source: Int[Array, "source seq"]
 ) -> None:
     """Raises UserError where these do not belong together; see `siitjax.model.checks`."""
     if model.config.nodes != circuit.nodes:
@@ -93,7 +95,6 @@ def check_fits(
             f"the circuit is on the nodes {', '.join(map(str, circuit.nodes))}, but the transformer has "
             f"{', '.join(map(str, model.config.nodes))}; give the circuit that it was trained on"
         )
-    check_pair(base, source)
     for tokens in (base, source):
         check_tokens(tokens, model.config.d_vocab, model.config.n_ctx)
 
@@ -102,9 +103,10 @@ def interchange_edges(
     model: Transformer,
     circuit: Circuit,
     base: Int[Array, "batch seq"],
-    source: Int[Array, "batch seq"],
+    source: Int[Array, "source seq"],
     swaps: EdgeSwaps,
     *,
+    bases: bool = False,
     form: Form | None = None,
 ) -> Answers:
     """What both answer when readers see what masked senders hold in the source runs; see `EdgeSwaps`.
@@ -112,16 +114,22 @@ def interchange_edges(
     The first answer is the base run's, with nothing swapped; those of the swaps follow, in order. The source runs
     are data, as in `interchange`.
 
+    Args:
+        bases: count the base runs among the source runs, after them: a sender may be held at what a base gives.
+
     Raises:
         UserError: these do not belong together; see `siitjax.model.checks` and `EdgeSwaps.check`.
     """
     check_fits(model, circuit, base, source)
-    swaps.check(len(circuit.nodes), base.shape, source.shape)
     form = form or fastest()
     with jax.named_scope("source_run"):
         _, there = form.run(model, source)
     with jax.named_scope("base_run"):
-        logits, _ = form.run(model, base)
+        logits, own = form.run(model, base)
+    if bases and swaps.sources is not None:
+        source = jnp.concatenate([source, base])
+        there = jax.tree.map(lambda a, b: jnp.concatenate([a, b], form.batch_axis), there, own)
+    swaps.check(len(circuit.nodes), base.shape, source.shape)
     with jax.named_scope("swapped_run"):
         swapped = form.run_edges(model, base, swaps, jax.lax.stop_gradient(there))
     labels = _own_labels(circuit, base)

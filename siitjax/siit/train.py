@@ -40,7 +40,7 @@ Scalar = float | int | Float[Array, ""]
 
 PROBABILITIES = (
     *("p_circuit", "p_unused", "edges_from", "p_edge", "p_nodes", "p_edges"),
-    *("p_outside", "p_whole", "p_own", "p_positions"),
+    *("p_outside", "p_whole", "p_own", "p_base", "p_positions"),
 )
 
 
@@ -60,6 +60,7 @@ class Hyperparams(eqx.Module):
         p_outside: probability that the IIT term swaps edges outside the circuit too.
         p_whole: probability that all unused nodes, or all edges outside the circuit, are swapped, not a subset.
         p_own: probability that each sender has a source run of its own.
+        p_base: probability that unused nodes which the IIT term swaps are held at the base run's values.
         p_positions: probability that senders are swapped at random positions.
         w_changed: how much more a token weighs whose label the swap changed.
 
@@ -92,6 +93,7 @@ class Hyperparams(eqx.Module):
     p_outside: Scalar = 0.5
     p_whole: Scalar = 0.3
     p_own: Scalar = 0.5
+    p_base: Scalar = 0.0
     p_positions: Scalar = 0.25
     w_changed: Scalar = 0.0
 
@@ -360,7 +362,7 @@ def make_step(config: TrainConfig, form: Form | None = None) -> Step:
 
             def part(base, source, own, model=model, loss=loss):
                 if isinstance(own, EdgeSwaps):
-                    own = own.within(len(base))
+                    own = own.within(len(base), config.batch_size)
                 return jax.grad(loss, has_aux=True)(model, base, source, swaps if own is None else own)
 
             own = swaps if isinstance(swaps, EdgeSwaps) or swaps.ndim == 3 else None

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from siitjax.causal.circuit import Variable as Variable
     from siitjax.causal.combine import combine as combine
     from siitjax.causal.data import Arrangements as Arrangements
+    from siitjax.causal.data import OfLength as OfLength
     from siitjax.causal.data import Those as Those
     from siitjax.causal.data import Uniform as Uniform
     from siitjax.causal.loss import CrossEntropy as CrossEntropy
     from siitjax.causal.loss import SquaredError as SquaredError
     from siitjax.causal.sources import OneChanged as OneChanged
+    from siitjax.causal.vocabulary import with_vocabulary as with_vocabulary
     from siitjax.front.evaluate import Evaluation as Evaluation
     from siitjax.front.evaluate import NodeShares as NodeShares
     from siitjax.front.evaluate import evaluate as evaluate
@@ -61,9 +63,10 @@ _HOMES = {
     "causal.case": ("BOS", "PAD", "Case"),
     "causal.circuit": ("Circuit", "Variable"),
     "causal.combine": ("combine",),
-    "causal.data": ("Arrangements", "Those", "Uniform"),
+    "causal.data": ("Arrangements", "OfLength", "Those", "Uniform"),
     "causal.loss": ("CrossEntropy", "SquaredError"),
     "causal.sources": ("OneChanged",),
+    "causal.vocabulary": ("with_vocabulary",),
     "front.evaluate": ("Evaluation", "NodeShares", "evaluate"),
     "front.load": ("find_case", "load", "register"),
     "front.loggers": ("TensorBoard", "WandB"),

@@ -149,6 +149,43 @@ def test_a_hooked_transformer_with_nan_is_refused():
         siitjax.torch.from_hooked_transformer(made)
 
 
+@with_hooked
+def test_a_checkpoint_of_another_vocabulary_is_what_a_case_starts_from(tmp_path):
+    """One shaped like GPT-2, from disk: more tokens, a longer context, gelu_new."""
+    case = replace(LEFT_GREATER, n_ctx=6, d_model=6, d_head=2, act_fn="gelu_new")
+    big = replace(case.config, d_vocab=50, d_vocab_out=50, n_ctx=32, init_gain=1.0)
+    hooked = siitjax.torch.to_hooked_transformer(random_model(big))
+    torch.save(hooked.state_dict(), tmp_path / "checkpoint.pt")
+    again = siitjax.torch.to_hooked_transformer(random_model(big, seed=1))
+    again.load_state_dict(torch.load(tmp_path / "checkpoint.pt"))
+    ids, outputs = [49, 0, 7, 8], [3, 5, 4]
+    start = siitjax.with_vocabulary(siitjax.torch.from_hooked_transformer(again), case, ids, outputs)
+    strings, _ = case.draw(20, 5, np.random.default_rng(0))
+    with torch.no_grad():
+        theirs = hooked(torch.tensor(np.asarray(ids)[strings]), prepend_bos=False)[..., outputs].numpy()
+    ours, _ = jax.vmap(start)(jnp.asarray(strings))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
+    small = {"epochs": 1, "samples": 60, "batch_size": 16, "progress": False, "lr_start": 1e-30, "lr_end": 0.0}
+    trained = siitjax.train(case, start=start, **small).model
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), state_dict(trained), state_dict(start))
+
+
+@pytest.mark.parametrize(
+    ("ids", "outputs", "said"),
+    [
+        ([0, 1, 2, 3], None, "has 2 outputs and 4 tokens, so that its classes are not its tokens; give outputs"),
+        ([0, 1, 2], [0, 1], "ids has 3 numbers, but the case left_greater has 4; give one for each"),
+        ([0, 1, 2, 50], [0, 1], "ids has the number 50, but the transformer has 50, counted from 0"),
+        ([0, 1, 2, 3], [0, -1], "outputs has the number -1, but the transformer has 50, counted from 0"),
+    ],
+)
+def test_a_vocabulary_that_does_not_fit_is_refused(ids, outputs, said):
+    case = replace(LEFT_GREATER, n_outputs=2)
+    model = random_model(replace(case.config, d_vocab=50, d_vocab_out=50))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        siitjax.with_vocabulary(model, case, ids, outputs)
+
+
 def test_what_is_not_installed_is_told_with_the_extra_that_brings_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformer_lens", None)
     monkeypatch.delitem(sys.modules, "siitjax.torch.hooked", raising=False)

@@ -30,6 +30,8 @@ from siitjax.sweep.engine import Occupancy
 from siitjax.sweep.lanes import Batching
 from siitjax.sweep.placement import choose_policy
 
+NODES = "fast, nodes"
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -37,14 +39,15 @@ class Timing:
 
     Attributes:
         form: "fast", as a sweep runs it; "plain": einsum attention, where on CPU it stands on XLA's own threads;
-            "plain, pinned": the same, spread over the cores as the fast form is; or "torch": TransformerLens.
+            "plain, pinned": the same, spread over the cores as the fast form is; "fast, nodes": the fast one under
+            swaps of nodes, where edges are swapped; or "torch": TransformerLens.
         lanes: members at once.
         step_ms, epoch_ms: a training step and an epoch with its evaluation, a member.
         evaluation_share: of an epoch.
         member_steps_a_second: of all lanes together.
         gflops: achieved in training steps, GFLOP a second.
         gemm_share: of what one large float32 matrix product reaches on the same cores in the same run.
-        speedup_over_plain: of a training step.
+        speedup_over_plain: of a training step; None where the plain form was not timed.
     """
 
     form: str
@@ -55,7 +58,7 @@ class Timing:
     member_steps_a_second: float
     gflops: float
     gemm_share: float
-    speedup_over_plain: float
+    speedup_over_plain: float | None
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ class Throughput(Command):
 
     Times the training step and the evaluation as a sweep runs them on this machine, and the plain ones (einsum
     attention), turn by turn in one run, and counts their floating point operations from the shapes. With --peer=torch
-    also what a user of TransformerLens would write instead: hooks that patch from a cache, one member at a time.
+    also what a user of TransformerLens would write instead: hooks that patch from a cache, one member at a time. With
+    --swaps=edges the step under swaps of nodes stands in the plain one's place, which takes minutes to compile there.
     """
 
     case: str = flag("paren_checker", "a task by name or number, several with + between (1+2), or path/to/file.py:CASE")
@@ -119,9 +123,14 @@ class Throughput(Command):
             costs.append(cost)
         screen = Console(width=None if sys.stdout.isatty() else 160)
         print(f"{self.case}, batch {self.batch_size}, on {about['device']} ({about['cores']} cores)")
-        counted = f"counted from the shapes ({about['gflop_by_xla']:.2f} by XLA, of the plain step)"
-        print(f"{about['gflop_a_step']:.2f} GFLOP a step a member, {counted}")
+        by_xla = f" ({about['gflop_by_xla']:.2f} by XLA, of the plain step)" if self.swaps == "nodes" else ""
+        print(f"{about['gflop_a_step']:.2f} GFLOP a step a member, counted from the shapes{by_xla}")
         screen.print(_timings_table(timings))
+        if self.swaps == "edges":
+            step = {(t.lanes, t.form): t.step_ms for t in timings}
+            for lanes in {t.lanes: None for t in timings}:
+                ratio = step[lanes, "fast"] / step[lanes, NODES]
+                print(f"{lanes} at once: a step under swaps of edges takes {ratio:.2f} times that under swaps of nodes")
         screen.print(_costs_table(costs))
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -142,25 +151,27 @@ class Throughput(Command):
         if lanes % places:
             raise UserError(f"--lanes is {lanes}; it must be a multiple of the {places} cores or devices")
         setup = lambda forms, lanes, devices: self._setup(forms, lanes, devices, policy.batching)
+        edges = self.swaps == "edges"
+        forms = (NODES, "fast") if edges else ("plain", "fast")
         with ExitStack() as stack:
             if policy.workers:
-                alone = Station(setup(("plain",), 1, 1))
-                crew = stack.enter_context(Crew(setup(("plain", "fast"), lanes // places, 1), cores()[:places]))
+                alone = Station(setup(() if edges else ("plain",), 1, 1))
+                crew = stack.enter_context(Crew(setup(forms, lanes // places, 1), cores()[:places]))
                 crew.ask("prepare")
                 ask: Callable[..., list[Any]] = crew.ask
-                spread = {"plain": alone.time, "plain, pinned": None, "fast": None}
+                spread = {} if edges else {"plain": ("plain", alone.time), "plain, pinned": ("plain", None)}
+                spread |= {name: (name, None) for name in forms if name != "plain"}
             else:
-                alone = Station(setup(("plain", "fast"), lanes, places))
+                alone = Station(setup(forms, lanes, places))
                 ask = lambda what, *arguments: [getattr(alone, what)(*arguments)]
-                spread = {"plain": alone.time, "fast": alone.time}
+                spread = {name: (name, alone.time) for name in forms}
             alone.prepare()
-            counted = alone.counted() / 1e9
+            counted = 0.0 if edges else alone.counted() / 1e9
             work: dict[str, Callable[[], float]] = {"gemm": lambda: sum(ask("gemm"))}
             members = {}
-            for name, time in spread.items():
+            for name, (form, time) in spread.items():
                 members[name] = 1 if policy.workers and name == "plain" else lanes
                 for part in PARTS:
-                    form = name.split(",")[0]
                     if time is None:
                         work[f"{name} {part}"] = lambda f=form, p=part: max(ask("time", f, p))
                     else:
@@ -201,7 +212,7 @@ def _torch(config: TrainConfig) -> Any:
 
 def _timing(form: str, members: int, found: dict[str, float], steps: int, gflop: float) -> Timing:
     step, evaluation = (found[f"{form} {part}"] / members for part in PARTS)
-    plain = found["plain step"] / (members if "plain, pinned step" not in found else 1)
+    plain = found.get("plain step", 0.0) / (members if "plain, pinned step" not in found else 1)
     return Timing(
         form=form,
         lanes=members,
@@ -211,7 +222,7 @@ def _timing(form: str, members: int, found: dict[str, float], steps: int, gflop:
         member_steps_a_second=1 / step,
         gflops=gflop / step,
         gemm_share=gflop / step / found["gemm"],
-        speedup_over_plain=plain / step,
+        speedup_over_plain=plain / step if plain else None,
     )
 
 
@@ -237,7 +248,7 @@ def _timings_table(timings: Sequence[Timing]) -> Table:
             f"{t.member_steps_a_second:.1f}",
             f"{t.gflops:.1f}",
             f"{100 * t.gemm_share:.0f}%",
-            f"{t.speedup_over_plain:.2f}",
+            "-" if t.speedup_over_plain is None else f"{t.speedup_over_plain:.2f}",
         )
     table.caption = "times a member, medians, compilation excluded; an epoch is its steps and one evaluation"
     table.caption_justify = "left"

@@ -86,6 +86,13 @@ def test_the_command_prints_a_row_a_form_and_writes_them(tmp_path):
     assert "exists; choose another --out" in again.err
 
 
+def test_a_step_under_swaps_of_edges_is_timed_beside_that_of_nodes():
+    ended = run("-W", "ignore", "-m", "sweeps.throughput", *SMALL, "--lanes=1", "--swaps=edges")
+    assert ended.code == 0, ended.err
+    assert "fast, nodes" in ended.out
+    assert "1 at once: a step under swaps of edges takes " in ended.out
+
+
 def test_lanes_on_devices_are_timed_in_one_process(tmp_path):
     small = (*SMALL, "--lanes=2", "--devices=2", "--profile")
     ended = run("-W", "ignore", "-m", "sweeps.throughput", *small, f"--out={tmp_path}")

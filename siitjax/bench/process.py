@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax
@@ -25,7 +25,8 @@ from siitjax.sweep.cores import pinned
 from siitjax.sweep.engine import Engine, Member, Watcher
 from siitjax.sweep.lanes import Batching, Program, compile_program
 
-FORMS = {"plain": lambda: PLAIN, "fast": fastest}
+FORMS = {"plain": lambda: PLAIN, "fast": fastest, "fast, nodes": fastest}
+"""The last is the fast form under swaps of nodes, to compare with where edges are swapped."""
 EPOCHS = 24
 """Epochs of a member; in the queue that occupancy is measured on, the short ones run one."""
 SAMPLES = 10_000
@@ -40,7 +41,7 @@ class Setup:
 
     Attributes:
         samples: strings a task.
-        forms: "plain", "fast".
+        forms: names of `FORMS`.
         lanes, devices, batching: as `siitjax.sweep.lanes` takes them.
     """
 
@@ -75,7 +76,8 @@ class Station:
         setup = self.setup
         self.product = large_product()
         for name in setup.forms:
-            self.forms[name] = Timed(setup.config, FORMS[name](), setup.lanes, setup.batching, setup.devices)
+            config = replace(setup, swaps="nodes").config if name == "fast, nodes" else setup.config
+            self.forms[name] = Timed(config, FORMS[name](), setup.lanes, setup.batching, setup.devices)
             for part in PARTS:
                 jax.block_until_ready(getattr(self.forms[name], part)())
 

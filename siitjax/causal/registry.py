@@ -43,7 +43,7 @@ class Tasks:
         package: of their modules, each of which declares its `CASE`.
         names: those of the tasks, and of their modules, in the order of their numbers.
         models: the folder of the trained models that are shipped with them.
-        further: modules of tasks that have no number and no shipped model, below the package: "more.induction".
+        further: modules of tasks that have no number, below the package: "more.induction".
     """
 
     package: str
@@ -58,9 +58,16 @@ class Tasks:
 
     @cached_property
     def subsets(self) -> tuple[str, ...]:
-        """Every subset of the tasks, by number: "0+2". Each is a shipped model."""
+        """Every subset of the numbered tasks, by number: "0+2". Each is a shipped model."""
         numbers = [str(i) for i in range(len(self.names))]
         return tuple("+".join(some) for n in range(1, len(numbers) + 1) for some in combinations(numbers, n))
+
+    @property
+    def shipped(self) -> tuple[str, ...]:
+        """The models that lie in the folder, those of further tasks last: "1+2", "1+2@nodes", "induction"."""
+        files = {path.stem for path in self.models.glob("*.safetensors")}
+        names = (*self.subsets, *(module.rpartition(".")[2] for module in self.further))
+        return tuple(name for kind in ("", AT_NODES) for name in (f"{each}{kind}" for each in names) if name in files)
 
     def find(self, name: str) -> Case:
         """The case of one of the tasks.
@@ -282,6 +289,12 @@ def number(names: str) -> str:
     return "+".join(sorted(found)) if all(found) else ""
 
 
+def model_name(names: str) -> str:
+    """What a model of the tasks that `names` lists is shipped as: their numbers in order, "0+1", or a further task's
+    name; "" where a model of them has no such name."""
+    return number(names) or (names if names in own_tasks().modules else "")
+
+
 def shipped(name: str) -> Path:
     """The file of a shipped model, by numbers or names in any order; "1+2@nodes" is the one trained at nodes alone.
 
@@ -289,8 +302,8 @@ def shipped(name: str) -> Path:
         UserError: none is called so; the message names the nearest.
     """
     tasks, at, kind = name.partition("@")
-    code, models = number(tasks) + at + kind, own_tasks().subsets
-    check_choice("the model", code, [*models, *(model + AT_NODES for model in models)])
+    code = model_name(tasks) + at + kind
+    check_choice("the model", code, own_tasks().shipped)
     return own_tasks().models / f"{code}.safetensors"
 
 
@@ -298,8 +311,9 @@ def locate(name: str | Path) -> Path:
     """Where a trained transformer is.
 
     Args:
-        name: of a shipped model, by numbers or names in any order ("0+1", "left_greater+duplicate_remover"), with
-            "@nodes" at its end for the one that was trained under swaps of single nodes alone; also where a file or
+        name: of a shipped model, by numbers or names in any order ("0+1", "left_greater+duplicate_remover"), or by a
+            further task's name, with "@nodes" at its end for the one that was trained under swaps of single nodes
+            alone; also where a file or
             folder is called so; or else the path of a member's file
             ("results/table-all/members/0003.safetensors"), or of a folder with a model.safetensors. A `Path`, and a
             text with a slash ("./left_greater"), is always a path.
@@ -307,9 +321,12 @@ def locate(name: str | Path) -> Path:
     Raises:
         UserError: it is no such name, and nothing is there.
     """
-    if isinstance(name, str) and number(name.partition("@")[0]):
-        return shipped(name)
-    path = Path(name)
+    own, path = own_tasks(), Path(name)
+    tasks = name.partition("@")[0] if isinstance(name, str) else ""
+    if number(tasks) or name in own.shipped:
+        return shipped(str(name))
     if isinstance(name, str) and not (path.exists() or path.suffix or os.sep in name):
-        check_choice("the model", name, (*own_tasks().subsets, *own_tasks().names))
+        if tasks in own.modules:
+            raise UserError(f"no model of {name} is shipped; train one: siitjax train {tasks}")
+        check_choice("the model", name, (*own.shipped, *own.names))
     return path

@@ -62,7 +62,7 @@ class Explore(Command):
         return 0
 
     def _all(self, out: Path) -> int:
-        names = registry.own_tasks().subsets
+        names = [name for name in registry.own_tasks().shipped if registry.AT_NODES not in name]
         with new_folder(out) as folder:
             rows = []
             for name in names:

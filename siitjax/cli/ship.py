@@ -19,7 +19,8 @@ from siitjax.siit.metrics import shares
 
 @dataclass(frozen=True)
 class Ship(Command):
-    """Ships the best member of each of the 15 models that is found, with figures measured on fresh pairs.
+    """Ships the best member of each model that is found: of the 15, and of further tasks; with figures measured on
+    fresh pairs.
 
     The best is the one that holds under the most kinds of swap, then the one with the highest changed IIA of its worst
     node, then IIA, SIIA and joint SIIA. A model that is shipped already is replaced only by a better one. Members that
@@ -38,14 +39,16 @@ class Ship(Command):
         for folder in self.results.split(","):
             for path in sorted(Path(folder.strip()).glob("**/*.safetensors")):
                 trained = read_trained(path, registry.described)
-                number = registry.number(trained.case.name)
-                if number in own.subsets and trained.case.counterfactual == "causal":
+                number = registry.model_name(trained.case.name)
+                if number and trained.case.counterfactual == "causal":
                     at_nodes = trained.about["member"]["training"].get("swaps", "nodes") == "nodes"
                     name = number + (registry.AT_NODES if at_nodes else "")
                     found.setdefault(name, []).append(self._measured(trained))
                     screen.print(f"{path} is measured as {name}: {_words(found[name][-1])}")
         if not found:
-            raise UserError(f"{self.results} holds no member of the models {', '.join(own.subsets)}")
+            raise UserError(
+                f"{self.results} holds no member of the models {', '.join(own.subsets)}, or of a further task"
+            )
         for name, candidates in found.items():
             path = own.models / f"{name}.safetensors"
             shipped = [read_trained(path, registry.described)] if path.exists() else []

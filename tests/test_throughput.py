@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import cases
+from siitjax.analysis.discovery.attribution import eap, eap_ig_inputs
+from siitjax.analysis.discovery.pairs import draw_pairs
 from siitjax.bench.flops import forward_flops, step_flops
 from siitjax.model.transformer import init_transformer
 from siitjax.siit.interchange import interchange
@@ -20,6 +22,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch
 
+    from siitjax.bench.eap_peer import EapPeer
     from siitjax.bench.torch_peer import Peer, patch
 
 TOLERANCE = 1e-5
@@ -66,6 +69,16 @@ def test_the_peer_patches_as_our_interchange_does():
         np.testing.assert_allclose(logits.numpy(), expected, rtol=0, atol=TOLERANCE)
     own = jax.vmap(lambda tokens: case.circuit(tokens)[0])(data.train[:4])
     np.testing.assert_array_equal(labels[-1].numpy(), own)
+
+
+@pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated")
+def test_attribution_in_torch_gives_our_scores():
+    trained = cases.load("left_greater")
+    pairs = draw_pairs(trained.case, 12)
+    peer = EapPeer(trained, pairs)
+    for ours, theirs in ((eap, peer.eap), (eap_ig_inputs, peer.eap_ig_inputs)):
+        scores = ours(trained.model, trained.case, pairs)
+        np.testing.assert_allclose(theirs(), scores, rtol=0, atol=TOLERANCE * np.abs(scores).max())
 
 
 def test_the_command_prints_a_row_a_form_and_writes_them(tmp_path):

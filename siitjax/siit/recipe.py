@@ -84,7 +84,8 @@ class Recipe:
         """
         hyper = Hyperparams(
             **{"p_unused": 0.8, "lr_end": 1e-5, "edges_from": 0.0, "w_changed": 1.0},
-            **{"p_edge": 0.2, "p_nodes": 0.3, "p_edges": 0.4, "p_outside": 0.6, "p_own": 0.7, "p_positions": 0.8},
+            **{"p_edge": 0.2, "p_nodes": 0.3, "p_edges": 0.4, "p_outside": 0.6},
+            **{"p_own": 0.7, "p_base": 0.5, "p_positions": 0.8},
         )
         sampling = Sampling(drawn_per="example", swaps="edges")
         return cls(epochs=20, batch_size=64, sampling=sampling, hyper=hyper)

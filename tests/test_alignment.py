@@ -1,8 +1,10 @@
 """Alignments beside a loop that patches with NumPy; methods on a transformer made by hand, in which two variables lie
 in known directions of one MLP."""
 
+import doctest
 import re
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import equinox as eqx
@@ -134,6 +136,13 @@ def test_a_subspace_scores_what_patching_with_numpy_does():
         np.testing.assert_array_equal(found, one_by_one(model, mlp(0), matrix, pairs))
         shares = found[:, 1:, 0] / found[:, 1:, 1]
         np.testing.assert_allclose(scores.balanced, shares.mean(1), atol=1e-6)
+
+
+@pytest.mark.parametrize("module", ["alignments", "directions", "exam", "learn", "methods", "score"])
+def test_the_examples_are_true(module):
+    said = doctest.testmod(import_module(f"siitjax.analysis.alignment.{module}"))
+    assert said.attempted
+    assert not said.failed
 
 
 def test_a_head_is_patched_too():

@@ -20,7 +20,7 @@ def principal(x: Tokens) -> Found:
     """The principal components, by falling variance.
 
     Example:
-        >>> np.abs(principal(np.array([[0.0, 0.0], [0.0, 2.0], [1.0, 1.0], [1.0, -1.0]]))).round(6).tolist()
+        >>> np.abs(principal(np.array([[0.0, -2.0], [0.0, 2.0], [1.0, 0.0], [-1.0, 0.0]]))).round(6).tolist()
         [[0.0, 1.0], [1.0, 0.0]]
     """
     return _left((x - x.mean(0)).T)

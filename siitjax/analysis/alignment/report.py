@@ -151,7 +151,7 @@ def picture(rows: Sequence[Row], title: str, path: Path) -> None:
                 offset = 0.3 * (_place_of(model, taken) - 0.5)
                 axes[1].plot(100 * value, place + offset, "o", color=COLOURS[7 if kind[1] else 0], markersize=4)
         axes[1].set_yticks(range(len(found)), map(name_of, found))
-        axes[1].set(xlabel="the same at the size chosen, a dot a model", xlim=(-3, 103), ylim=(len(found) - 0.5, -0.5))
+        axes[1].set(xlabel="at the size chosen, a dot a model, %", xlim=(-3, 103), ylim=(len(found) - 0.5, -0.5))
         axes[1].axvline(50, color="#999999", linewidth=0.8)
         figure.suptitle(title, fontsize=9, x=0.01, ha="left", wrap=True)
         figure.savefig(path, dpi=150)

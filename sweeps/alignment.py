@@ -44,6 +44,7 @@ from siitjax.questions.statistics.ranks import LEAST
 from siitjax.sweep.placement import use_compilation_cache
 
 CASES = ("0+1", "0+2", "0+3", "1+2", "1+3", "2+3", "0+1+2+3", "1", "2")
+QUICK = ("1", "1+2")
 FOUND = 0.95
 """Balanced accuracy at which a variable is found. Fixed before the first full run."""
 DAS = ("DAS", "")
@@ -88,13 +89,14 @@ class Alignment(Command):
     batch_size: int = flag(16, "pairs an update", least=1)
     lr: float = flag(0.03, "Adam's learning rate; of the non-linear map, a tenth")
     seed: int = flag(6_000_000, "decides the pairs, and the untrained transformers", least=0)
+    quick: bool = flag(False, f"the cases {', '.join(QUICK)} alone")
     out: str = flag("results/alignment", "folder of the results; what it holds already is not measured again")
 
     def run(self) -> int:
         for method in self.methods:
             check_choice("the method", method, tuple(METHODS))
         plan = self.plan()
-        subjects = {name: cases.load(name) for name in self.case}
+        subjects = {name: cases.load(name) for name in (QUICK if self.quick else self.case)}
         jobs = [(name, node) for name, trained in subjects.items() for node in self.nodes_of(trained.case)]
         for name, node in jobs:  # which says what is wrong, before anything is measured
             plan.sizes_at(subjects[name].case, node)
@@ -137,7 +139,7 @@ class Alignment(Command):
             UserError: it holds something else.
         """
         folder = Path(self.out)
-        flags = {name: value for name, value in asdict(self).items() if name not in ("case", "nodes", "out")}
+        flags = {name: value for name, value in asdict(self).items() if name not in ("case", "nodes", "quick", "out")}
         config = json.loads(json.dumps({"question": self.title, **flags}))
         if folder.exists():
             try:

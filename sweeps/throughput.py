@@ -19,6 +19,7 @@ from siitjax.base.choice import check_choice
 from siitjax.base.command import Command, flag, main
 from siitjax.base.errors import UserError
 from siitjax.base.files import write_atomically
+from siitjax.bench.absent import compile_for, mesh_of
 from siitjax.bench.flops import step_flops
 from siitjax.bench.process import SAMPLES, Crew, Setup, Station, in_turn
 from siitjax.bench.timing import PARTS, STEPS, seconds
@@ -99,9 +100,12 @@ class Throughput(Command):
     peer: Literal["", "torch"] = flag("", "also time the same step and evaluation in TransformerLens: torch")
     runs: int = flag(30, "timed runs of each form, of which the medians are printed", least=3)
     profile: bool = flag(False, "also write a trace of some steps to --out, for Perfetto or TensorBoard")
+    compile_for: str = flag("", "time nothing, but compile for devices that are not here, such as tpu-v5e:2x2")
     out: str = flag("", "folder for throughput.json and the picture; empty: nothing is written")
 
     def run(self) -> int:
+        if self.compile_for:
+            return self._compile()
         if self.devices:
             jax.config.update("jax_num_cpu_devices", self.devices)
         if self.distributed:
@@ -141,6 +145,22 @@ class Throughput(Command):
             cost_picture(rows["timings"], f"{self.case}, {about['device']}", folder / "throughput.png")
             if self.profile:
                 self._profile(folder / "profile")
+        return 0
+
+    def _compile(self) -> int:
+        """What a bucket costs on a mesh of devices that are not here."""
+        mesh, config = mesh_of(self.compile_for), self._setup(("fast",), 1, 1, "map").config
+        table = Table(box=box.SIMPLE_HEAD, title=f"{self.case}, batch {self.batch_size}, for {self.compile_for}")
+        for column in ("lanes", "trace s", "compile s", "arguments MB", "temporaries MB", "code MB", "MB a lane"):
+            table.add_column(column, justify="right")
+        for lanes in self.lanes:
+            found = compile_for(config, mesh, lanes or mesh.size)
+            sizes = (found.arguments, found.temporaries, found.code, found.bytes_a_lane)
+            megabytes = (f"{size / 1e6:.1f}" for size in sizes)
+            table.add_row(f"{found.lanes}", f"{found.trace_s:.1f}", f"{found.compile_s:.1f}", *megabytes)
+        table.caption = f"as XLA says, of a device of {mesh.size}; seconds are this machine's"
+        table.caption_justify = "left"
+        Console(width=None if sys.stdout.isatty() else 120).print(table)
         return 0
 
     def _measure(self, config: TrainConfig, lanes: int, peer: Any) -> tuple[list[Timing], Cost, dict[str, Any]]:

@@ -12,6 +12,8 @@ import pytest
 import cases
 from siitjax.analysis.discovery.attribution import eap, eap_ig_inputs
 from siitjax.analysis.discovery.pairs import draw_pairs
+from siitjax.base.errors import UserError
+from siitjax.bench.absent import ALONE, mesh_of
 from siitjax.bench.flops import forward_flops, step_flops
 from siitjax.model.transformer import init_transformer
 from siitjax.siit.interchange import interchange
@@ -104,6 +106,17 @@ def test_a_step_under_swaps_of_edges_is_timed_beside_that_of_nodes():
     assert ended.code == 0, ended.err
     assert "fast, nodes" in ended.out
     assert "1 at once: a step under swaps of edges takes " in ended.out
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("gpu", 'the topology is "gpu"; give a TPU'), ("tpu-v5e:9x9", 'there is no compiler for "tpu-v5e:9x9" here')],
+)
+def test_a_device_that_is_nowhere_is_refused(name, said, monkeypatch):
+    for variable, value in ALONE.items():
+        monkeypatch.setenv(variable, value)  # so that they are not left behind
+    with pytest.raises(UserError, match=f"^{said}"):
+        mesh_of(name)
 
 
 def test_lanes_on_devices_are_timed_in_one_process(tmp_path):

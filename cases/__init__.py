@@ -51,6 +51,7 @@ FURTHER = (
     "more.flip_flop",
     "more.indirect_object",
     "more.below_maximum",
+    "more.two_majorities",
 )
 """The modules of the further tasks, whose names are those of their files too. They have no number and no shipped
 model."""

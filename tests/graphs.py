@@ -1,6 +1,6 @@
 """Causal models under swaps of edges in plain Python: lists and dicts, walked with a view for each reader.
 
-Tokens are numbers: 0 BOS, 1 PAD, 2 (, 3 ). In the graph of two tasks, 4 and 5 name the task.
+Tokens are numbers: 0 BOS, 1 PAD, 2 (, 3 ). In the graph of both tasks of parentheses, 4 and 5 name the task.
 """
 
 from collections.abc import Callable, Sequence
@@ -100,6 +100,24 @@ PAREN_CHECKER: Graph = {
     "horizon": Plain("L2H3", ("checks",), horizon),
     "balanced": Plain("MLP2", ("checks", "horizon"), balanced),
 }
+
+
+def lead(one: int, other: int) -> Callable[[list], list]:
+    return lambda tokens: [tokens[: i + 1].count(one) - tokens[: i + 1].count(other) for i in range(len(tokens))]
+
+
+def ahead(lead: list) -> list:
+    return [x > 0 for x in lead]
+
+
+TWO_MAJORITIES: Graph = {
+    "a_lead": Plain("L0H0", ("tokens",), lead(2, 3)),
+    "c_lead": Plain("L0H1", ("tokens",), lead(4, 5)),
+    "a_ahead": Plain("MLP0.0", ("a_lead",), ahead),
+    "c_ahead": Plain("MLP0.1", ("c_lead",), ahead),
+    "answer": Plain(None, ("a_ahead", "c_ahead"), lambda a, c: [x + 2 * y for x, y in zip(a, c, strict=True)]),
+}
+"""Its tokens are 2 a, 3 b, 4 c, 5 d; two of its variables live on the halves of one MLP."""
 
 
 def task(tokens: list) -> list:

@@ -1,11 +1,12 @@
 """Transformers of all kinds with random weights, and TransformerLens' HookedTransformer with the same, for tests.
 
-The reference runs in torch and swaps nodes by hooks of its own, head by head; it knows nothing of masks."""
+The reference runs in torch and swaps nodes by hooks of its own, head by head; it knows nothing of masks. A part of an
+MLP is some of its neurons there: what they hold, read and write is cut out by hand."""
 
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +36,9 @@ RELU = TransformerConfig(n_layers=3, d_model=20, d_head=5, n_ctx=SEQ, d_vocab=8,
 VARIANTS = {
     "relu": RELU,
     "one_layer": replace(RELU, n_layers=1, d_model=12, d_head=3),
-    "gelu": replace(RELU, n_layers=2, act_fn="gelu"),
+    "gelu": replace(RELU, n_layers=2, act_fn="gelu", mlp_parts=2),
     "attn_only": replace(RELU, n_layers=2, attn_only=True),
-    "no_layer_norm": replace(RELU, n_layers=2, layer_norm=False, d_mlp=7),
+    "no_layer_norm": replace(RELU, n_layers=2, layer_norm=False, d_mlp=7, mlp_parts=(3, 4)),
     "one_head": replace(RELU, n_layers=2, d_head=20, act_fn="gelu", d_mlp=33),
     "bidirectional": replace(
         RELU, n_layers=2, d_model=10, d_head=3, heads=2, act_fn="gelu_new", attention_dir="bidirectional"
@@ -66,7 +67,7 @@ def hooked(config: TransformerConfig) -> "HookedTransformer":
     sizes = {name: getattr(config, name) for name in ("n_layers", "d_model", "d_head", "n_heads", "n_ctx")}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
-        return HookedTransformer(
+        found = HookedTransformer(
             HookedTransformerConfig(
                 **sizes,
                 d_vocab=config.d_vocab,
@@ -80,6 +81,17 @@ def hooked(config: TransformerConfig) -> "HookedTransformer":
                 device="cpu",
             )
         )
+    vars(found)["parts"] = parts_of(config)
+    return found
+
+
+def parts_of(config: TransformerConfig) -> dict[str, tuple[int, slice]]:
+    """The layer and the neurons of every MLP, or of its parts, by name."""
+    given, width = config.mlp_parts, config.mlp_width
+    sizes = [width // given] * given if isinstance(given, int) else list(given)
+    name = lambda layer, i: f"MLP{layer}" if len(sizes) == 1 else f"MLP{layer}.{i}"
+    places = [(layer, i) for layer in range(config.n_layers) for i in range(len(sizes)) if not config.attn_only]
+    return {name(layer, i): (layer, slice(sum(sizes[:i]), sum(sizes[: i + 1]))) for layer, i in places}
 
 
 def hooked_twin(model: Transformer) -> "HookedTransformer":
@@ -90,12 +102,12 @@ def hooked_twin(model: Transformer) -> "HookedTransformer":
     return reference
 
 
-def patch(node: Node, source):
+def patch(node: Node, source, parts: dict[str, tuple[int, slice]]):
     """The hook that gives `node` its value in the source run."""
     if node.layer is None:
         name, part = "hook_embed", ...
     elif node.head is None:
-        name, part = f"blocks.{node.layer}.mlp.hook_post", ...
+        name, part = f"blocks.{node.layer}.mlp.hook_post", (..., parts[str(node)][1])
     else:
         name, part = f"blocks.{node.layer}.attn.hook_z", (slice(None), slice(None), node.head)
 
@@ -109,7 +121,7 @@ def patch(node: Node, source):
 
 def run_hooked(reference: "HookedTransformer", tokens, swapped: Sequence[Node] = (), source=None):
     """Logits and activations by name, in torch; a swapped node takes its value from `source`."""
-    with reference.hooks(fwd_hooks=[patch(node, source) for node in swapped]):
+    with reference.hooks(fwd_hooks=[patch(node, source, vars(reference)["parts"]) for node in swapped]):
         logits, cache = reference.run_with_cache(torch.as_tensor(tokens).long())
     return {"logits": logits, **{name: cache[name] for name in cache if name.endswith(SITES)}}
 
@@ -149,12 +161,10 @@ Swapped = Callable[[str, str], Sequence[bool] | np.ndarray]
 
 
 def by_reader_twin(model: Transformer) -> "HookedTransformer":
-    """`hooked_twin`, in which every head's and MLP's input, and every head's output, has a hook of its own."""
+    """`hooked_twin`, in which every head's input and output has a hook of its own."""
     reference = hooked_twin(model)
     reference.set_use_split_qkv_input(True)
     reference.set_use_attn_result(True)
-    if not model.config.attn_only:
-        reference.set_use_hook_mlp_in(True)
     return reference
 
 
@@ -169,11 +179,12 @@ def recorders(reference: "HookedTransformer", writes: Writes) -> list:
             writes[f"L{hook.layer()}H{i}"] = value[0, :, i]
 
     def mlp(value, hook):
-        # Its bias with it, which moves nothing: it is the same in every run.
-        writes[f"MLP{hook.layer()}"] = value[0]
+        for name, (layer, neurons) in vars(reference)["parts"].items():
+            if layer == hook.layer():
+                writes[name] = value[0, :, neurons] @ reference.blocks[layer].mlp.W_out[neurons]
 
     blocks = range(reference.cfg.n_layers)
-    mlps = [] if reference.cfg.attn_only else [(f"blocks.{i}.hook_mlp_out", mlp) for i in blocks]
+    mlps = [] if reference.cfg.attn_only else [(f"blocks.{i}.mlp.hook_post", mlp) for i in blocks]
     return [("hook_embed", embed), *((f"blocks.{i}.attn.hook_result", heads) for i in blocks), *mlps]
 
 
@@ -204,13 +215,27 @@ def path_patched(reference: "HookedTransformer", tokens, swapped: Swapped, there
     def heads(value, hook):
         return value + torch.stack([moved(f"L{hook.layer()}H{i}") for i in range(value.shape[2])], 1)[None]
 
-    def at(reader):
-        return lambda value, hook: value + moved(reader)[None]
+    stream: list[torch.Tensor] = []
+
+    def before_mlp(value, hook):
+        stream.append(value)
+
+    def mlp(value, hook):
+        """What the neurons hold where those of each part see a stream of its own."""
+        value = value.clone()
+        for name, (layer, neurons) in vars(reference)["parts"].items():
+            if layer == hook.layer():
+                block: Any = reference.blocks[layer]
+                read = block.ln2(stream[-1] + moved(name)[None])
+                value[..., neurons] = block.mlp.act_fn(read @ block.mlp.W_in + block.mlp.b_in)[..., neurons]
+        return value
 
     n = reference.cfg.n_layers
     hooks = [(f"blocks.{i}.hook_{part}_input", heads) for i in range(n) for part in "qkv"]
-    hooks += [] if reference.cfg.attn_only else [(f"blocks.{i}.hook_mlp_in", at(f"MLP{i}")) for i in range(n)]
-    hooks += [(f"blocks.{n - 1}.hook_resid_post", at("logits"))]
+    if not reference.cfg.attn_only:
+        hooks += [(f"blocks.{i}.hook_resid_mid", before_mlp) for i in range(n)]
+        hooks += [(f"blocks.{i}.mlp.hook_post", mlp) for i in range(n)]
+    hooks += [(f"blocks.{n - 1}.hook_resid_post", lambda value, hook: value + moved("logits")[None])]
     with torch.no_grad():
         given = torch.as_tensor(tokens).long()[None]
-        return reference.run_with_hooks(given, fwd_hooks=[*recorders(reference, here), *hooks])[0].numpy()
+        return reference.run_with_hooks(given, fwd_hooks=[*hooks, *recorders(reference, here)])[0].numpy()

@@ -169,12 +169,13 @@ def _hooks(load: Callable[[Transformer], Any]) -> Callable[[Transformer], Run]:
         wanted = {node.hook.split("[")[0] for node in model.config.nodes}
 
         def patch(node: Node, source: Named):
-            name, _, head = node.hook.rstrip("]").partition("[")
+            name, _, own = model.config.hook(node).rstrip("]").partition("[")
+            first, _, end = own.partition(":")
+            part = slice(int(first), int(end)) if end else int(own) if own else slice(None)
 
             def hook(value, hook):
                 value = value.clone()
-                own = torch.from_numpy(source[name])
-                value[:, :, int(head) if head else slice(None)] = own[:, :, int(head) if head else slice(None)]
+                value[:, :, part] = torch.from_numpy(source[name])[:, :, part]
                 return value
 
             return name, hook

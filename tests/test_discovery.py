@@ -54,12 +54,12 @@ CASE = replace(
     attn_only=True,
     layer_norm=False,
 )
-DEEP = replace(CASE, n_layers=2, attn_only=False, layer_norm=True, act_fn="gelu", d_mlp=6)
+DEEP = replace(CASE, n_layers=2, attn_only=False, layer_norm=True, act_fn="gelu", d_mlp=6, mlp_parts=(2, 4))
 
 
 @pytest.fixture(scope="module")
 def deep():
-    """Two layers of random weights, and pairs of random strings."""
+    """Two layers of random weights, whose MLPs are cut into parts, and pairs of random strings."""
     model = init_transformer(replace(DEEP.config, init_gain=1.5), key=jax.random.key(0))
     return model, Pairs(*np.random.default_rng(0).integers(2, 4, (2, 5, 6)).astype(np.int32))
 

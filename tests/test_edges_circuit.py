@@ -17,11 +17,16 @@ from siitjax.causal import ground_truth as truth
 from siitjax.causal.circuit import Circuit, Variable, edge_labels
 from siitjax.model.nodes import LOGITS, Node, NodeList, edge_name, head, mlp, parse_edge
 from siitjax.model.swaps import EdgeSwaps
-from tests.graphs import BOTH, LEFT_GREATER, PAREN_CHECKER, label, seen, swap_of
+from tests.graphs import BOTH, LEFT_GREATER, PAREN_CHECKER, TWO_MAJORITIES, label, seen, swap_of
 from tests.test_circuit import BASE, CIRCUIT, SOURCE
 
 BATCH, MASKS, SOURCES = 30, 2, 7
-GRAPHS = {"1": (LEFT_GREATER, 6), "2": (PAREN_CHECKER, 6), "1+2": (BOTH, 8)}
+GRAPHS = {
+    "1": (LEFT_GREATER, 6),
+    "2": (PAREN_CHECKER, 6),
+    "1+2": (BOTH, 8),
+    "two_majorities": (TWO_MAJORITIES, 6),
+}
 """The plain graph of a case, and how many tokens its samples have here."""
 NODES = NodeList(n_layers=2, n_heads=2)
 
@@ -122,8 +127,9 @@ def answers(circuit: Circuit, base, sources, edges, positions, numbers, nodes):
 
 
 def samples_of(name: str, n: int, seq: int, rng: np.random.Generator) -> np.ndarray:
-    """Strings of parentheses after BOS; of several tasks, after the task's token, and with a pad at the end."""
-    tokens = rng.integers(2, 4, (n, seq)).astype(np.int32)
+    """Strings of two letters after BOS, or of two_majorities' four; of several tasks, after the task's token, and with
+    a pad at the end."""
+    tokens = rng.integers(2, 6 if name == "two_majorities" else 4, (n, seq)).astype(np.int32)
     tokens[:, 0] = 0
     if "+" in name:
         tokens[:, 0], tokens[:, 1], tokens[:, -1] = rng.integers(4, 6, n), 0, 1

@@ -33,9 +33,9 @@ class Setting:
 
 SETTINGS = {
     "positions and sources": Setting(TWO, True, True),
-    "no LayerNorm": Setting(replace(TWO, layer_norm=False), True, True),
+    "no LayerNorm, MLPs of unequal parts": Setting(replace(TWO, layer_norm=False, mlp_parts=(2, 4)), True, True),
     "no MLPs, positions": Setting(replace(TWO, attn_only=True), True, False),
-    "one layer, gelu, sources": Setting(replace(ONE, act_fn="gelu"), False, True),
+    "one layer, gelu, three parts, sources": Setting(replace(ONE, act_fn="gelu", mlp_parts=3), False, True),
     "bidirectional, two heads in a width of 10": Setting(
         replace(ONE, d_model=10, heads=2, attention_dir="bidirectional"), True, True
     ),

@@ -141,7 +141,8 @@ def test_both_models_answer_as_in_jax_under_random_swaps(v8, name):
 @pytest.mark.parametrize("config", [VARIANTS[name] for name in KINDS], ids=KINDS)
 def test_so_do_transformers_of_every_kind(v8, config):
     case = siitjax.find_case("left_greater")
-    names = ("n_layers", "d_model", "d_head", "d_mlp", "act_fn", "attn_only", "layer_norm", "attention_dir")
+    names = ("n_layers", "d_model", "d_head", "d_mlp", "mlp_parts", "act_fn", "attn_only", "layer_norm")
+    names = (*names, "attention_dir")
     shape = {name: getattr(config, name) for name in names}
     variable = Variable("first", ("tokens",), lambda tokens: tokens == 2, head(0, 0))
     case = replace(case, variables=(variable,), n_outputs=2, n_ctx=6, n_heads=config.n_heads, **shape)

@@ -132,6 +132,11 @@ def below_maximum(s):
     return [max(digits[: i + 1]) - digits[i] for i in range(len(s))]
 
 
+def two_majorities(s):
+    more = lambda i, one, other: s[: i + 1].count(one) > s[: i + 1].count(other)
+    return [{(0, 0): 0, (1, 0): 1, (0, 1): 2, (1, 1): 3}[more(i, "a", "b"), more(i, "c", "d")] for i in range(len(s))]
+
+
 @dataclass(frozen=True)
 class Further:
     """A case of the table.
@@ -144,7 +149,7 @@ class Further:
     """
 
     truth: Callable[[list[str]], list]
-    places: dict[str, str]
+    places: dict[str, str | None]
     sizes: tuple[int, ...]
     letters: str
 
@@ -203,6 +208,12 @@ FURTHER = (
         "Ann Bob Cal Dan Eve and with . ; to for",
     ),
     Further(below_maximum, {"maximum": "L0H0", "below": "MLP0"}, (1, 4, 6, 24, 96, 10), "0 1 2 3 4 5"),
+    Further(
+        two_majorities,
+        {"a_lead": "L0H0", "c_lead": "L0H1", "a_ahead": "MLP0.0", "c_ahead": "MLP0.1", "answer": None},
+        (1, 4, 6, 24, 96, 12),
+        "a b c d",
+    ),
 )
 every_case = pytest.mark.parametrize("further", FURTHER, ids=lambda further: further.name)
 

@@ -50,7 +50,7 @@ def test_a_mask_is_cut_up_by_site():
     assert bool(sites.embed)
     assert sites.z.tolist() == [[False, True], [True, False]]
     assert sites.post is not None
-    assert sites.post.tolist() == [False, True]
+    assert sites.post.tolist() == [[False], [True]]
 
 
 def test_an_absent_node_is_refused_with_those_there_are():

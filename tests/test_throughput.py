@@ -67,7 +67,9 @@ def test_the_peer_patches_as_our_interchange_does():
     _, cache = peer.model.run_with_cache(source)
     for mask, expected in zip(masks, ours.swapaxes(0, 1), strict=True):
         with torch.no_grad():
-            logits = peer.model.run_with_hooks(base, fwd_hooks=patch(case.circuit.nodes.named(mask), cache))
+            logits = peer.model.run_with_hooks(
+                base, fwd_hooks=patch(case.config, case.circuit.nodes.named(mask), cache)
+            )
         np.testing.assert_allclose(logits.numpy(), expected, rtol=0, atol=TOLERANCE)
     own = jax.vmap(lambda tokens: case.circuit(tokens)[0])(data.train[:4])
     np.testing.assert_array_equal(labels[-1].numpy(), own)

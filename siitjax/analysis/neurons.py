@@ -173,7 +173,7 @@ def ablation_effects(
 
     def of_layer(layer: int):
         post, stream, grounds = posts[:, layer], streams[:, layer], backgrounds[layer]
-        mask = jnp.asarray(case.config.nodes.mask([mlp(layer)]))
+        mask = jnp.asarray(case.config.nodes.mask(case.config.nodes.at_depth(mlp(layer).depth)))
 
         def scores(held):
             # The whole MLP is swapped with the run's own values, in which the held neurons alone are others.

@@ -41,24 +41,28 @@ def hooked_config(config: TransformerConfig) -> HookedTransformerConfig:
     )
 
 
-def patch(nodes: Sequence[Node], cache: ActivationCache) -> list[tuple[str | Callable[..., Any], Callable[..., Any]]]:
+def patch(
+    config: TransformerConfig, nodes: Sequence[Node], cache: ActivationCache
+) -> list[tuple[str | Callable[..., Any], Callable[..., Any]]]:
     """The hooks that put the cached values of `nodes` in the place of a run's own."""
 
-    def hook(value, hook, heads):
-        if heads is None:
+    def hook(value, hook, part):
+        if part is None:
             return cache[hook.name]
         value = value.clone()
-        value[:, :, heads] = cache[hook.name][:, :, heads]
+        value[:, :, part] = cache[hook.name][:, :, part]
         return value
 
-    heads: dict[str, list[int] | None] = {}
+    parts: dict[str, list[int] | None] = {}  # heads, or neurons; None for all
     for node in nodes:
         name = node.hook.split("[")[0]
-        if node.head is None:
-            heads[name] = None
+        if node.head is None and node.part is None:
+            parts[name] = None
         else:
-            heads[name] = [*(heads.get(name) or []), node.head]
-    return [(name, partial(hook, heads=which)) for name, which in heads.items()]
+            neurons = config.neurons(node)
+            own = [*range(neurons.start, neurons.stop)] if node.head is None else [node.head]
+            parts[name] = [*(parts.get(name) or []), *own]
+    return [(name, partial(hook, part=which)) for name, which in parts.items()]
 
 
 class Peer:
@@ -70,6 +74,7 @@ class Peer:
     def __init__(self, config: TrainConfig, threads: int):
         torch.set_num_threads(threads)
         case, hyper, data = config.case, Hyperparams(), draw_data(config, 0)
+        self.config = case.config
         self.nodes, self.circuit_mask = case.circuit.nodes, case.circuit.circuit_mask
         self.unused = self.nodes.named(case.circuit.unused_mask)
         ours = init_transformer(case.config, key=draw_key(jax.random.key(0), Purpose.INIT))
@@ -112,7 +117,7 @@ class Peer:
         terms: tuple[tuple[Sequence[Node], int], ...] = (([], -1), ([self.circuit_nodes[chosen]], chosen), (subset, -1))
         loss = torch.zeros(())
         for weight, (nodes, label) in zip(self.weights, terms, strict=True):
-            logits = self.model.run_with_hooks(base, fwd_hooks=patch(nodes, cache))
+            logits = self.model.run_with_hooks(base, fwd_hooks=patch(self.config, nodes, cache))
             loss = loss + weight * torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[label].flatten())
         self.optimizer.zero_grad()
         loss.backward()
@@ -133,7 +138,7 @@ class Peer:
             ]
             swaps += [*(([node], -1) for node in self.unused), (list(self.unused), -1), (subset, -1)]
             for nodes, label in swaps:
-                logits = self.model.run_with_hooks(base, fwd_hooks=patch(nodes, cache))
+                logits = self.model.run_with_hooks(base, fwd_hooks=patch(self.config, nodes, cache))
                 right += int((logits.argmax(-1) == labels[label]).sum())
         return right
 

@@ -22,7 +22,7 @@ from siitjax.model.checks import check_tokens
 from siitjax.model.transformer import ActivationName, AttentionDirection, TransformerConfig
 
 Counted = Literal["last"] | Callable[[Int[Array, " seq"]], Bool[Array, " seq"]]
-LATER = {"heads": None, "attention_dir": "causal"}
+LATER = {"heads": None, "attention_dir": "causal", "mlp_parts": 1}
 """What `TransformerConfig` did not have once, and how it was then."""
 
 
@@ -59,8 +59,9 @@ class Case:
         loss: cross-entropy for classes, squared error for numbers.
         init_gain: gain of the Xavier normal initialisation.
         n_heads: heads a layer; None for d_model / d_head.
-        act_fn, attn_only, layer_norm, attention_dir: what else the transformer is, as `TransformerConfig` says; where
-            attention is "bidirectional", variables may read later positions.
+        act_fn, attn_only, layer_norm, attention_dir, mlp_parts: what else the transformer is, as `TransformerConfig`
+            says; where attention is "bidirectional", variables may read later positions; where MLPs are cut into parts,
+            variables live on those, as on `mlp(0, part=1)`.
         counterfactual: what a swap changes, "causal" or "frozen"; see `siitjax.causal.circuit`.
         tasks: of a combined case, the tokens that name a task; a sample begins with one, which carries no loss.
         drawn: draws whole samples, in the place of the strata.
@@ -99,6 +100,7 @@ class Case:
     attn_only: bool = False
     layer_norm: bool = True
     attention_dir: AttentionDirection = "causal"
+    mlp_parts: int | tuple[int, ...] = 1
     counted: Counted | None = None
     sources: Sources | None = None
 
@@ -154,6 +156,7 @@ class Case:
             init_gain=self.init_gain,
             heads=self.n_heads,
             attention_dir=self.attention_dir,
+            mlp_parts=self.mlp_parts,
         )
 
     @cached_property
@@ -166,7 +169,8 @@ class Case:
 
         What older versions did not have stands in it only where it is not as it was in them, so that their files fit.
         """
-        shape = {name: x for name, x in asdict(self.config).items() if x != LATER.get(name, ...)}
+        listed = lambda x: list(x) if isinstance(x, tuple) else x
+        shape = {name: listed(x) for name, x in asdict(self.config).items() if x != LATER.get(name, ...)}
         return {
             "name": self.name,
             "vocabulary": list(self.vocabulary),
@@ -188,7 +192,7 @@ class Case:
         Raises:
             UserError: it has other nodes, tokens or outputs, or too short a context, or the samples are not of it.
         """
-        same = ("n_layers", "n_heads", "attn_only", "attention_dir", "d_vocab", "d_vocab_out")
+        same = ("n_layers", "n_heads", "n_parts", "attn_only", "attention_dir", "d_vocab", "d_vocab_out")
         pairs = [(name, getattr(config, name), getattr(self.config, name)) for name in same]
         differ = [f"{name} {theirs}, not {ours}" for name, theirs, ours in pairs if theirs != ours]
         if config.n_ctx < self.n_ctx:

@@ -69,7 +69,7 @@ class Variable:
         """The nodes that hold it, in the order in which a transformer computes them; none of plumbing."""
         if not isinstance(self.node, tuple):
             return () if self.node is None else (self.node,)
-        return tuple(sorted(self.node, key=lambda node: (node.depth, node.head or 0)))
+        return tuple(sorted(self.node, key=lambda node: (node.depth, node.head or node.part or 0)))
 
     @property
     def place(self) -> str | None:

@@ -21,9 +21,9 @@ from siitjax.base.errors import UserError
 from siitjax.causal.case import PAD, Case
 from siitjax.causal.circuit import Counterfactual, Variable, as_label
 from siitjax.causal.data import shares
-from siitjax.model.nodes import Node, head, mlp
+from siitjax.model.nodes import Node, head, mlp_nodes
 
-TRANSFORMER = ("act_fn", "layer_norm", "attention_dir")
+TRANSFORMER = ("act_fn", "layer_norm", "attention_dir", "mlp_parts")
 """What the combined transformer has of its parts, which must be the same in all of them."""
 LEAST_WIDTH = 32
 """The least d_model that is chosen unasked."""
@@ -63,7 +63,7 @@ def combine(
         d_mlp: width of an MLP; None for 4 d_model.
         share_heads: all tasks use the same heads, each layer's first ones; otherwise each has heads of its own. The
             task has its own in either case.
-        selection: give the choice of the answer an MLP of its own, one layer after every part.
+        selection: give the choice of the answer an MLP of its own, with all its parts, one layer after every task.
         counterfactual: what a swap changes, see `siitjax.causal.circuit`.
 
     Raises:
@@ -94,10 +94,11 @@ def combine(
     d_head = d_head or max(case.d_head for case in cases)
     used = [*(node for nodes in places.values() for node in nodes), task_node]
     n_heads = _heads(used, width_factor, max(case.d_model for case in cases), d_head)
+    answer_nodes = mlp_nodes(layers - 1, cases[0].config.n_parts) if selection else ()
     return Case(
         name="+".join(part.name for part in parts),
         vocabulary=vocabulary,
-        variables=_variables(parts, vocabulary, places, task_node, mlp(layers - 1) if selection else None),
+        variables=_variables(parts, vocabulary, places, task_node, answer_nodes),
         strata=(),
         drawn=Mixed(parts, vocabulary),
         tasks=tasks,
@@ -206,7 +207,7 @@ def _variables(
     vocabulary: tuple[str, ...],
     places: dict[tuple[str, str], tuple[Node, ...]],
     task_node: Node,
-    answer_node: Node | None,
+    answer_nodes: tuple[Node, ...],
 ) -> tuple[Variable, ...]:
     first_task = len(vocabulary) - len(parts)
 
@@ -226,11 +227,15 @@ def _variables(
         variables.append(Variable(own("tokens"), ("tokens",), partial(_seen, _folding(part, vocabulary))))
         for variable in part.case.variables:
             reads = tuple(map(own, variable.reads))
-            nodes = places.get((part.name, variable.name), ())
-            node = nodes if len(nodes) > 1 else next(iter(nodes), None)
+            node = _one_or_several(places.get((part.name, variable.name), ()))
             variables.append(Variable(own(variable.name), reads, _behind_the_task(variable.compute), node))
         labels.append(own(part.case.variables[-1].name))
-    return (*variables, Variable("answer", ("task", *labels), answer, answer_node))
+    return (*variables, Variable("answer", ("task", *labels), answer, _one_or_several(answer_nodes)))
+
+
+def _one_or_several(nodes: tuple[Node, ...]) -> Node | tuple[Node, ...] | None:
+    """The nodes as a variable is declared on them."""
+    return nodes if len(nodes) > 1 else next(iter(nodes), None)
 
 
 def _folding(part: Part, vocabulary: tuple[str, ...]) -> Int[np.ndarray, " vocab"]:

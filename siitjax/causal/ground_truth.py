@@ -88,7 +88,7 @@ def ground_truth(case: Case, measured: Mapping[str, Measured] | None = None) -> 
                 "name": v.name,
                 "reads": list(v.reads),
                 "node": _one_or_several([str(node) for node in v.nodes]),
-                "hook": _one_or_several([node.hook for node in v.nodes]),
+                "hook": _one_or_several([case.config.hook(node) for node in v.nodes]),
                 "values": _values(np.asarray(values[v.name])),
             }
             for v in case.variables
@@ -100,7 +100,7 @@ def ground_truth(case: Case, measured: Mapping[str, Measured] | None = None) -> 
         **({} if case.counted is None else {"counted": case.counts}),
         "counterfactual": case.counterfactual,
         "nodes": [str(node) for node in circuit.nodes],
-        "hooks": [node.hook for node in circuit.nodes],
+        "hooks": [case.config.hook(node) for node in circuit.nodes],
         "node_mask": circuit.circuit_mask.tolist(),
         "edges": [list(edge) for edge in true],
         "edge_effects": [effects[edge] for edge in true],

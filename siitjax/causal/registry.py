@@ -27,6 +27,7 @@ from siitjax.causal.case import Case
 from siitjax.causal.circuit import Counterfactual
 from siitjax.causal.combine import combine
 from siitjax.causal.places import at, is_place
+from siitjax.model.transformer import with_tuples
 
 GROUP = "siitjax.cases"
 OWN = "cases"
@@ -277,7 +278,11 @@ def resized(case: Case, description: dict[str, Any]) -> Case:
 def _transformer(description: dict[str, Any]) -> dict[str, Any]:
     """What `Case.describe` said of the transformer beside its sizes; nothing where it was not said."""
     kept = {name: description[name] for name in ("act_fn", "attn_only", "layer_norm") if name in description}
-    later = {"n_heads": description.get("heads"), "attention_dir": description.get("attention_dir", "causal")}
+    later = {
+        "n_heads": description.get("heads"),
+        "attention_dir": description.get("attention_dir", "causal"),
+        "mlp_parts": with_tuples(description).get("mlp_parts", 1),
+    }
     return {**kept, **later} if kept else {}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -94,7 +95,8 @@ def make_member(
         )
     config = recipe.config(case)
     if start is not None:
-        config.case.check_fits(load_weights(start).config)
+        # Which parts its MLPs are cut into, no weight knows.
+        config.case.check_fits(replace(load_weights(start).config, mlp_parts=config.case.mlp_parts))
     return Member(setting or config.case.name, seed, config, recipe.hyper, start)
 
 

@@ -52,12 +52,14 @@ def write_eap(out: Path, trained: Trained) -> None:
     """Writes the folder.
 
     Raises:
-        UserError: `out` exists or cannot be written, or the model has no MLPs, which the library takes for granted; or
-            no two strings have other answers.
+        UserError: `out` exists or cannot be written, or the model has no MLPs, or ones that are cut into parts, where
+            the library takes one node a layer for granted; or no two strings have other answers.
     """
     case = trained.case
     if case.attn_only:
         raise UserError(f"{case.name} has no MLPs, and EAP-IG's graphs have one a layer; choose another model")
+    if case.config.n_parts > 1:
+        raise UserError(f"{case.name} cuts its MLPs into parts, and EAP-IG's graphs have one node for each MLP")
     lines = [",".join(COLUMNS), *(",".join(map(str, row)) for row in string_pairs(case))]
     with new_folder(out) as folder:
         (folder / "graph.json").write_text(json.dumps(graph(case), indent=1) + "\n")

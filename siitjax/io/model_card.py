@@ -147,7 +147,7 @@ def card(
         shape=" | ".join(f"{n:,}" for n in shape),
         drawing=drawing(case.circuit),
         variables="\n".join(
-            f"| {v.name} | {', '.join(v.reads)} | {v.place or '-'} | {_hooks(v)} |" for v in case.variables
+            f"| {v.name} | {', '.join(v.reads)} | {v.place or '-'} | {_hooks(case, v)} |" for v in case.variables
         ),
         unused=int(case.circuit.unused_mask.sum()),
         nodes=len(case.circuit.nodes),
@@ -164,8 +164,8 @@ def card(
     )
 
 
-def _hooks(v: Variable) -> str:
-    return " ".join(f"`{node.hook}`" for node in v.nodes) or "-"
+def _hooks(case: Case, v: Variable) -> str:
+    return " ".join(f"`{case.config.hook(node)}`" for node in v.nodes) or "-"
 
 
 def _label(case: Case) -> str:

@@ -14,7 +14,7 @@ from siitjax.model.cpu.transformer import batch_last
 from siitjax.model.nodes import Masks, Sites, block_of
 from siitjax.model.rolled import rolled, rolled_edges
 from siitjax.model.swaps import EdgeSwaps
-from siitjax.model.transformer import Activations, Transformer
+from siitjax.model.transformer import Activations, Transformer, part_slices
 
 
 @runtime_checkable
@@ -99,7 +99,7 @@ def edges_as_written(
     nodes = model.config.nodes
 
     def run(tokens, mask, own, sources):
-        there = own if sources is None else _taken(source, nodes.sites(sources))
+        there = own if sources is None else _taken(source, nodes.sites(sources), model.config.part_sizes)
         return model(tokens, (mask, there))[0]
 
     own = source if swaps.sources is None else None
@@ -107,14 +107,17 @@ def edges_as_written(
     return jax.vmap(over_masks)(tokens, swaps.at_positions(), own, swaps.sources)
 
 
-def _taken(activations: Activations, sources: Sites) -> Activations:
+def _taken(activations: Activations, sources: Sites, part_sizes: tuple[int, ...]) -> Activations:
     """The activations in which each node's are of an example of its own; `activations` have a batch axis."""
     assert activations.embed is not None
     assert activations.z is not None
     n_layers, n_heads = sources.z.shape
     layers, heads = np.arange(n_layers), np.arange(n_heads)
     z = jnp.moveaxis(activations.z, 3, 2)[sources.z, layers[:, None], heads[None]]
-    post = None if activations.post is None else activations.post[sources.post, layers]
+    post = None
+    if (posts := activations.post) is not None and sources.post is not None:
+        parts = enumerate(part_slices(part_sizes))
+        post = jnp.concatenate([posts[..., part][sources.post[:, i], layers] for i, part in parts], -1)
     return Activations(activations.embed[sources.embed], jnp.moveaxis(z, 1, 2), post)
 
 

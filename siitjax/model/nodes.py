@@ -4,6 +4,10 @@ A node is a whole site over all positions: the token embedding, one attention he
 `hook_post`. Every node is a *sender*: it writes to the residual stream. The heads, the MLPs and the logits are
 *readers*. An edge is a sender and a reader that comes later. A `NodeList` fixes the order of a transformer's nodes, so
 that a mask of nodes is a boolean vector, and one of edges a boolean matrix (reader, sender).
+
+MLPs may be cut into parts. Each part is a node then, and an MLP is the sum of its parts, as a layer of attention is of
+its heads. A part is a subspace of the MLP, spanned by some of its neurons. (Geiger et al. 2024 look for the directions
+of a subspace in a trained model; here they are given, and training finds what they hold.)
 """
 
 import re
@@ -28,26 +32,35 @@ class Node:
         layer: from 0; None for the embedding and the logits.
         head: from 0; None for what is no head.
         is_logits: whether it stands for the logits.
+        part: from 0, of an MLP that is cut into parts; None for what is no such part.
 
     Example:
         >>> str(head(0, 3)), head(0, 3).hook, Node.parse("MLP1") == mlp(1)
         ('L0H3', 'blocks.0.attn.hook_z[3]', True)
+        >>> str(mlp(0, part=1))
+        'MLP0.1'
     """
 
     layer: int | None = None
     head: int | None = None
     is_logits: bool = False
+    part: int | None = None
 
     def __str__(self) -> str:
         if self.is_logits:
             return "logits"
         if self.layer is None:
             return "embed"
-        return f"MLP{self.layer}" if self.head is None else f"L{self.layer}H{self.head}"
+        if self.head is not None:
+            return f"L{self.layer}H{self.head}"
+        return f"MLP{self.layer}" + ("" if self.part is None else f".{self.part}")
 
     @property
     def hook(self) -> str:
-        """The site's name in TransformerLens, with the head's index where the site holds several."""
+        """The site's name in TransformerLens, with the head's index where the site holds several.
+
+        Which neurons of its site a part of an MLP has, the transformer knows: `TransformerConfig.hook`.
+        """
         if self.is_logits:
             return "ln_final.hook_normalized"
         if self.layer is None:
@@ -66,7 +79,7 @@ class Node:
 
     @staticmethod
     def parse(name: str) -> "Node":
-        """The node called `name`: "embed", "L0H3" (layer 0, head 3), "MLP1", or "logits".
+        """The node called `name`: "embed", "L0H3" (layer 0, head 3), "MLP1", "MLP1.0" (its part 0), or "logits".
 
         Raises:
             UserError: `name` is none of these.
@@ -77,8 +90,8 @@ class Node:
             return EMBED
         if match := re.fullmatch(r"L(\d+)H(\d+)", name):
             return head(int(match[1]), int(match[2]))
-        if match := re.fullmatch(r"MLP(\d+)", name):
-            return mlp(int(match[1]))
+        if match := re.fullmatch(r"MLP(\d+)(?:\.(\d+))?", name):
+            return mlp(int(match[1]), None if match[2] is None else int(match[2]))
         raise UserError(f'no node is called "{name}"; write "embed", "L0H3" (layer 0, head 3) or "MLP1"')
 
 
@@ -98,9 +111,14 @@ def head(layer: int, index: int) -> Node:
     return Node(layer, index)
 
 
-def mlp(layer: int) -> Node:
-    """The MLP of layer `layer`."""
-    return Node(layer)
+def mlp(layer: int, part: int | None = None) -> Node:
+    """The MLP of layer `layer`; or part `part` of it, where the transformer's MLPs are cut into parts."""
+    return Node(layer, part=part)
+
+
+def mlp_nodes(layer: int, n_parts: int) -> tuple[Node, ...]:
+    """The parts of the MLP of layer `layer`; the MLP itself, where it has one part."""
+    return (mlp(layer),) if n_parts == 1 else tuple(mlp(layer, part) for part in range(n_parts))
 
 
 Edge = tuple[Node, Node]
@@ -115,7 +133,7 @@ class Sites(NamedTuple):
 
     embed: Shaped[Array | np.ndarray, "*rest"]
     z: Shaped[Array | np.ndarray, "layer head *rest"]
-    post: Shaped[Array | np.ndarray, "layer *rest"] | None
+    post: Shaped[Array | np.ndarray, "layer part *rest"] | None
 
 
 def edge_name(edge: Edge) -> str:
@@ -133,24 +151,29 @@ def parse_edge(name: str) -> Edge:
 
 @dataclass(frozen=True)
 class NodeList:
-    """The nodes of one transformer in mask order: the embedding, then each layer's heads and its MLP."""
+    """The nodes of one transformer in mask order: the embedding, then each layer's heads and its MLP, or its parts."""
 
     n_layers: int
     n_heads: int
     has_mlp: bool = True
+    n_parts: int = 1
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
-        """The nodes in mask order: the embedding, then each layer's heads and its MLP."""
-        layers = range(self.n_layers)
-        blocks = [[*(head(i, j) for j in range(self.n_heads)), *([mlp(i)] if self.has_mlp else [])] for i in layers]
-        return (EMBED, *(node for block in blocks for node in block))
+        """The nodes in mask order: the embedding, then each layer's heads and its MLP, or its parts."""
+        heads = lambda layer: tuple(head(layer, i) for i in range(self.n_heads))
+        mlps = lambda layer: mlp_nodes(layer, self.n_parts) if self.has_mlp else ()
+        return (EMBED, *(node for layer in range(self.n_layers) for node in heads(layer) + mlps(layer)))
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
 
     def __len__(self) -> int:
         return len(self.nodes)
+
+    def at_depth(self, depth: int) -> tuple[Node, ...]:
+        """The nodes that lie `depth` deep, side by side: a layer's heads, or its MLP, or the parts of that."""
+        return tuple(node for node in self if node.depth == depth)
 
     def index(self, node: Node) -> int:
         """The place of `node` in a mask.
@@ -209,5 +232,6 @@ class NodeList:
 
     def sites(self, mask: Shaped[Array | np.ndarray, "node *rest"]) -> Sites:
         """`mask`, or a number a node, by site kind; of several, the nodes lie on the first axis."""
-        blocks = mask[1:].reshape(self.n_layers, self.n_heads + self.has_mlp, *mask.shape[1:])
-        return Sites(mask[0], blocks[:, : self.n_heads], blocks[:, -1] if self.has_mlp else None)
+        mlps = self.n_parts if self.has_mlp else 0
+        blocks = mask[1:].reshape(self.n_layers, self.n_heads + mlps, *mask.shape[1:])
+        return Sites(mask[0], blocks[:, : self.n_heads], blocks[:, self.n_heads :] if mlps else None)

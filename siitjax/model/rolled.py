@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from siitjax.base.precision import matmul_precision
 from siitjax.model.nodes import Masks
 from siitjax.model.swaps import EdgeSwaps, of_source
-from siitjax.model.transformer import Activations, Block, Mask, Transformer, normalised
+from siitjax.model.transformer import MLP, Activations, Block, Mask, Transformer, normalised
 
 Written = Float[Array, "sender seq d_model"]
 
@@ -66,7 +66,8 @@ def _under_nodes(
         if block.mlp is not None:
             with jax.named_scope("blocks.mlp"):
                 post = block.mlp.post(normalised(block.ln2, after))
-                post = given(None if sites is None else sites.post, held_post, post)
+                if sites is not None and held_post is not None:
+                    post = block.mlp.swapped(sites.post, held_post, post)
                 after = after + block.mlp.out(post)
         return after, (z, post, x)
 
@@ -98,8 +99,8 @@ def _writes(blocks: Block, activations: Activations) -> Written:
     assert activations.z is not None
     written = jnp.einsum("lshd,lhdm->lhsm", activations.z, blocks.attn.W_O)
     if blocks.mlp is not None:
-        by_mlp = jnp.einsum("lsf,lfm->lsm", activations.post, blocks.mlp.W_out)
-        written = jnp.concatenate([written, by_mlp[:, None]], 1)
+        assert activations.post is not None
+        written = jnp.concatenate([written, jax.vmap(MLP.writes)(blocks.mlp, activations.post)], 1)
     return jnp.concatenate([activations.embed[None], written.reshape(-1, *written.shape[2:])])
 
 
@@ -130,8 +131,8 @@ def _under_edges(
             x = x + block.attn.out(z)
         if block.mlp is not None:
             with jax.named_scope("blocks.mlp"):
-                post = block.mlp.post(normalised(block.ln2, seen(x, other, readers[heads:])[0]))
-                other = wrote(other, (post @ block.mlp.W_out)[None], heads)
+                post = block.mlp.post(normalised(block.ln2, seen(x, other, readers[heads:])))
+                other = wrote(other, block.mlp.writes(post), heads)
                 x = x + block.mlp.out(post)
         return (x, other), None
 

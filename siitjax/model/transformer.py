@@ -8,20 +8,23 @@ called so in a profile too: "embed", "blocks.0.attn" (with the LayerNorm before 
 """
 
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from itertools import accumulate, pairwise
+from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from siitjax.base.choice import check_choice
 from siitjax.base.errors import UserError
 from siitjax.base.precision import matmul_precision
 from siitjax.model.checks import check_mask, check_positions, check_source, check_tokens
-from siitjax.model.nodes import NodeList
+from siitjax.model.nodes import Node, NodeList
 
 LN_EPS = 1e-5
 ACTIVATION_FUNCTIONS = {
@@ -51,14 +54,20 @@ class TransformerConfig:
         init_gain: gain of the Xavier normal initialisation.
         heads: heads a layer; None for d_model / d_head. `n_heads` says how many there are.
         attention_dir: "causal", a position sees those before it, or "bidirectional", it sees all.
+        mlp_parts: how many equal parts each MLP is cut into, or how many neurons each part has; each is a node. There
+            are no parts of heads: they would share one pattern of attention, and two heads say more.
 
     Raises:
-        UserError: a size is not positive, d_head does not divide d_model and heads is None, or a word is unknown.
+        UserError: a size is not positive, d_head does not divide d_model and heads is None, a word is unknown, or the
+            parts of an MLP have more or fewer neurons than it has.
 
     Example:
         >>> from siitjax import TransformerConfig
         >>> TransformerConfig(2, d_model=26, d_head=6, n_ctx=10, d_vocab=7, d_vocab_out=3, heads=4).n_heads
         4
+        >>> halves = TransformerConfig(1, d_model=6, d_head=6, n_ctx=9, d_vocab=7, d_vocab_out=3, mlp_parts=2)
+        >>> [halves.hook(node) for node in halves.nodes]
+        ['hook_embed', 'blocks.0.attn.hook_z[0]', 'blocks.0.mlp.hook_post[0:12]', 'blocks.0.mlp.hook_post[12:24]']
     """
 
     n_layers: int
@@ -74,6 +83,7 @@ class TransformerConfig:
     init_gain: float = 1.0
     heads: int | None = None
     attention_dir: AttentionDirection = "causal"
+    mlp_parts: int | tuple[int, ...] = 1
 
     def __post_init__(self):
         sizes = ("n_layers", "d_model", "d_head", "n_ctx", "d_vocab", "d_vocab_out", "d_mlp", "init_gain", "heads")
@@ -88,6 +98,12 @@ class TransformerConfig:
             )
         check_choice("act_fn", self.act_fn, tuple(ACTIVATION_FUNCTIONS))
         check_choice("attention_dir", self.attention_dir, get_args(AttentionDirection))
+        sizes = self.part_sizes if isinstance(self.mlp_parts, int | tuple) else ()
+        if not all(isinstance(n, int) and n > 0 for n in sizes) or sum(sizes) != self.mlp_width:
+            raise UserError(
+                f"mlp_parts is {self.mlp_parts}, but an MLP has {self.mlp_width} neurons; give a number of equal "
+                f"parts, or the neurons of each part, which must add up to {self.mlp_width}"
+            )
 
     @property
     def n_heads(self) -> int:
@@ -104,10 +120,44 @@ class TransformerConfig:
         """Neurons an MLP."""
         return 4 * self.d_model if self.d_mlp is None else self.d_mlp
 
+    @property
+    def part_sizes(self) -> tuple[int, ...]:
+        """Neurons of each part of an MLP; one that is not cut is one part."""
+        n = self.mlp_parts
+        return n if isinstance(n, tuple) else (self.mlp_width // max(n, 1),) * n
+
+    @property
+    def n_parts(self) -> int:
+        """Parts an MLP."""
+        return len(self.part_sizes)
+
     @cached_property
     def nodes(self) -> NodeList:
         """The nodes of this transformer, in mask order."""
-        return NodeList(self.n_layers, self.n_heads, not self.attn_only)
+        return NodeList(self.n_layers, self.n_heads, not self.attn_only, self.n_parts)
+
+    def neurons(self, node: Node) -> slice:
+        """The neurons of an MLP, or of a part of one."""
+        return part_slices(self.part_sizes)[node.part or 0]
+
+    def hook(self, node: Node) -> str:
+        """The site's name in TransformerLens, with the head's index, or the part's neurons, where the node is one of
+        several there: "blocks.0.attn.hook_z[3]", "blocks.0.mlp.hook_post[0:12]"."""
+        if node.part is None:
+            return node.hook
+        neurons = self.neurons(node)
+        return f"{node.hook}[{neurons.start}:{neurons.stop}]"
+
+
+def with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's fields as JSON gives them back, with tuples where it has lists."""
+    return {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
+
+
+def part_slices(sizes: Sequence[int]) -> tuple[slice, ...]:
+    """The neurons of each part of an MLP, given how many each has."""
+    ends = tuple(accumulate(sizes, initial=0))
+    return tuple(slice(a, b) for a, b in pairwise(ends))
 
 
 class Activations(eqx.Module):
@@ -208,17 +258,38 @@ class Attention(eqx.Module):
 
 
 class MLP(eqx.Module):
-    """The MLP of a layer; its `post`, the activations of its neurons, is where it is swapped."""
+    """The MLP of a layer; its `post`, the activations of its neurons, is where it, or a part of it, is swapped."""
 
     W_in: Float[Array, "d_model d_mlp"]
     b_in: Float[Array, " d_mlp"]
     W_out: Float[Array, "d_mlp d_model"]
     b_out: Float[Array, " d_model"]
     act_fn: str = eqx.field(static=True)
+    sizes: tuple[int, ...] = eqx.field(static=True)
+    """Neurons of each part."""
 
-    def post(self, x: Float[Array, "seq d_model"]) -> Float[Array, "seq d_mlp"]:
-        """The hidden layer after its activation function: the site `hook_post`."""
-        return ACTIVATION_FUNCTIONS[self.act_fn](x @ self.W_in + self.b_in[None])
+    def post(self, x: Float[Array, "seq d_model"] | Float[Array, "part seq d_model"]) -> Float[Array, "seq d_mlp"]:
+        """The hidden layer after its activation function: the site `hook_post`. Parts may see the stream alike, or each
+        its own."""
+        if x.ndim == 2:
+            return ACTIVATION_FUNCTIONS[self.act_fn](x @ self.W_in + self.b_in[None])
+        parts = enumerate(part_slices(self.sizes))
+        read = jnp.concatenate([x[i] @ self.W_in[:, part] + self.b_in[part][None] for i, part in parts], -1)
+        return ACTIVATION_FUNCTIONS[self.act_fn](read)
+
+    def swapped(
+        self,
+        mask: Bool[Array | np.ndarray, " part"],
+        source: Float[Array, "seq d_mlp"],
+        post: Float[Array, "seq d_mlp"],
+    ) -> Float[Array, "seq d_mlp"]:
+        """The hidden layer in which the masked parts are a source run's."""
+        neurons = jnp.concatenate([jnp.broadcast_to(mask[i], (1, n)) for i, n in enumerate(self.sizes)], 1)
+        return jnp.where(neurons, source, post)
+
+    def writes(self, post: Float[Array, "seq d_mlp"]) -> Float[Array, "part seq d_model"]:
+        """What each part writes to the residual stream, the bias apart."""
+        return jnp.concatenate([(post[:, part] @ self.W_out[part])[None] for part in part_slices(self.sizes)])
 
     def out(self, post: Float[Array, "seq d_mlp"]) -> Float[Array, "seq d_model"]:
         """What the MLP writes to the residual stream."""
@@ -321,7 +392,7 @@ class Transformer(eqx.Module):
                 with jax.named_scope(f"blocks.{i}.mlp"):
                     post = block.mlp.post(normalised(block.ln2, x))
                     if sites is not None and source.post is not None and sites.post is not None:
-                        post = jnp.where(sites.post[i], source.post[i], post)
+                        post = block.mlp.swapped(sites.post[i], source.post[i], post)
                     x = x + block.mlp.out(post)
                 posts.append(post)
 
@@ -352,7 +423,7 @@ class Transformer(eqx.Module):
         for i, block in enumerate(self.blocks):
             written.append(jnp.einsum("shd,hdm->hsm", activations.z[i], block.attn.W_O))
             if block.mlp is not None and activations.post is not None:
-                written.append((activations.post[i] @ block.mlp.W_out)[None])
+                written.append(block.mlp.writes(activations.post[i]))
         return jnp.concatenate(written)
 
     def _by_reader(
@@ -382,9 +453,9 @@ class Transformer(eqx.Module):
             zs.append(z)
             if block.mlp is not None:
                 with jax.named_scope(f"blocks.{i}.mlp"):
-                    post = block.mlp.post(normalised(block.ln2, seen(x, own, reader, 1)[0]))
-                    own = jnp.concatenate([own, (post @ block.mlp.W_out)[None]])
-                    x, reader = x + block.mlp.out(post), reader + 1
+                    post = block.mlp.post(normalised(block.ln2, seen(x, own, reader, self.config.n_parts)))
+                    own = jnp.concatenate([own, block.mlp.writes(post)])
+                    x, reader = x + block.mlp.out(post), reader + self.config.n_parts
                 posts.append(post)
         with jax.named_scope("unembed"):
             logits = normalised(self.ln_final, seen(x, own, reader, 1)[0]) @ self.unembed.W_U + self.unembed.b_U[None]
@@ -434,6 +505,7 @@ def init_transformer(config: TransformerConfig, *, key: PRNGKeyArray) -> Transfo
             weight(f"blocks.{i}.mlp.W_out", d_mlp, d_model),
             jnp.zeros(d_model),
             config.act_fn,
+            config.part_sizes,
         )
         return Block(layer_norm(), attn, layer_norm(), mlp)
 

@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from siitjax.base.errors import UserError, one_line
 from siitjax.base.files import write_atomically
-from siitjax.model.transformer import Transformer, TransformerConfig, init_transformer
+from siitjax.model.transformer import Transformer, TransformerConfig, init_transformer, with_tuples
 
 Weights = Mapping[str, Shaped[np.ndarray, "..."]]
 METADATA = "siitjax"
@@ -91,7 +91,7 @@ def read_config(file: Path, metadata: Mapping[str, str]) -> tuple[TransformerCon
     this version cannot read it."""
     try:
         about = json.loads(metadata[METADATA])
-        return TransformerConfig(**about["config"]), about
+        return TransformerConfig(**with_tuples(about["config"])), about
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} describes its transformer in a way that this version cannot read ({error})") from None
 

@@ -126,7 +126,8 @@ class Interchange(NamedTuple):
 
     Attributes:
         base, source: tokens, (batch, seq).
-        node: whose value in the source's run takes the place of that in the base's; `node.hook` names its site.
+        node: whose value in the source's run takes the place of that in the base's; `node.hook` names its site
+            (`case.config.hook(node)`, where MLPs are cut into parts).
         label: (batch, seq, *label); -100 or nan where a token does not count.
     """
 

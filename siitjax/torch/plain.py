@@ -36,6 +36,13 @@ def _zeros(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(shape))
 
 
+def _held_by(config: TransformerConfig, node: Node) -> int | slice:
+    """Where a node's values lie on the third axis of what its site holds."""
+    if node.layer is None:
+        return slice(None)
+    return config.neurons(node) if node.head is None else node.head
+
+
 class LayerNorm(nn.Module):
     """As `siitjax.model.transformer.LayerNorm`, over a batch."""
 
@@ -159,7 +166,7 @@ class TorchTransformer(nn.Module):
                     if source[name].shape != value.shape:
                         given, own = tuple(source[name].shape), tuple(value.shape)
                         raise UserError(f"the source's {name} has shape {given}, the base's {own}; they must be alike")
-                    part = ... if node.head is None else (slice(None), slice(None), node.head)
+                    part = (slice(None), slice(None), _held_by(self.config, node))
                     value = value.clone()
                     value[part] = source[name][part]
             held[name] = value

@@ -20,7 +20,7 @@ from siitjax.base.choice import check_choice
 from siitjax.base.precision import matmul_precision
 from siitjax.causal.case import Case
 from siitjax.model.forms import summed_over_chunks
-from siitjax.model.nodes import NodeList, block_of
+from siitjax.model.nodes import NodeList
 from siitjax.model.transformer import Transformer
 
 AT_ONCE = 8
@@ -128,7 +128,7 @@ def _edge_logits(model, x, here, there):
         return jnp.pad(logits, [(0, 0), (0, n - logits.shape[1]), (0, 0), (0, 0)])
 
     for depth in site_depths(model):
-        readers = 1 if block_of(depth)[1] else model.config.n_heads
+        readers = len(model.config.nodes.at_depth(depth))
         wrote = here[seen : seen + readers]
         after = with_writes(model, depth, x, wrote)
         moved = jax.vmap(lambda s, x=x, depth=depth: site_writes(model, depth, x + s))(shift[:seen]) - wrote[None]
@@ -143,7 +143,7 @@ def _node_logits(model, x, here, there):
     shift, seen = there - here, 0
     found = []
     for depth in (0, *site_depths(model)):
-        nodes = 1 if depth == 0 or block_of(depth)[1] else model.config.n_heads
+        nodes = len(model.config.nodes.at_depth(depth))
         if depth:
             x = with_writes(model, depth, x, here[seen : seen + nodes])
         found.append(jax.vmap(partial(run_on, model, depth + 1))(x[None] + shift[seen : seen + nodes]))

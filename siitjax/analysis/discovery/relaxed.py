@@ -19,7 +19,7 @@ EdgeWeights = Float[Array, "reader sender"]
 
 
 def site_depths(model: Transformer) -> tuple[int, ...]:
-    """The depths of the sites that read the residual stream and write to it: each layer's heads, and its MLP."""
+    """The depths of the nodes that read the residual stream and write to it: each layer's heads, and its MLP."""
     last = 2 * model.config.n_layers
     return tuple(range(1, last + 1, 2 if model.config.attn_only else 1))
 
@@ -33,8 +33,7 @@ def site_writes(
     if not is_mlp:
         return jnp.einsum("shd,hdm->hsm", block.attn.z(normalised(block.ln1, x)), block.attn.W_O)
     assert block.mlp is not None
-    post = block.mlp.post(normalised(block.ln2, x[0] if x.ndim == 3 else x))
-    return (post @ block.mlp.W_out)[None]
+    return block.mlp.writes(block.mlp.post(normalised(block.ln2, x)))
 
 
 def with_writes(
@@ -84,7 +83,7 @@ def relaxed(
         return inputs if nudges is None else inputs + nudges[first : first + n]
 
     for depth in site_depths(model):
-        n = 1 if block_of(depth)[1] else model.config.n_heads
+        n = len(model.config.nodes.at_depth(depth))
         wrote = site_writes(model, depth, seen(x, own, len(own) - 1, n))
         own, x = jnp.concatenate([own, wrote]), with_writes(model, depth, x, wrote)
     return answers(model, seen(x, own, len(own) - 1, 1)[0]), own

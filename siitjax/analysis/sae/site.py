@@ -98,10 +98,12 @@ def all_sites(config: TransformerConfig) -> tuple[Site, ...]:
     """Every such site of a transformer, from the tokens to the logits.
 
     Raises:
-        UserError: the transformer has no MLPs.
+        UserError: the transformer has no MLPs, or ones that are cut into parts.
     """
     if config.attn_only:
         raise UserError("the transformer has no MLPs; dictionaries are trained on those that have")
+    if config.n_parts > 1:
+        raise UserError("the transformer's MLPs are cut into parts; dictionaries are trained on those that are whole")
     return tuple(
         site
         for layer in range(config.n_layers)

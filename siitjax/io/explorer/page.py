@@ -136,7 +136,8 @@ def _letters(case: Case) -> bool:
 def _config(case: Case) -> dict[str, Any]:
     c = case.config
     names = ("n_layers", "n_heads", "d_model", "d_head", "act_fn", "attn_only", "layer_norm", "d_vocab_out")
-    return {**{name: getattr(c, name) for name in names}, "d_mlp": 0 if c.attn_only else c.mlp_width}
+    mlps = {"d_mlp": 0, "mlp_parts": []} if c.attn_only else {"d_mlp": c.mlp_width, "mlp_parts": list(c.part_sizes)}
+    return {**{name: getattr(c, name) for name in names}, **mlps}
 
 
 def _weights(model: Transformer) -> dict[str, str]:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from siitjax.model.cpu.attention import unrolled_attention, walled
 from siitjax.model.cpu.transformer import Columnar, _product
 from siitjax.model.swaps import EdgeSwaps
-from siitjax.model.transformer import ACTIVATION_FUNCTIONS, LN_EPS, Attention, LayerNorm, Transformer
+from siitjax.model.transformer import ACTIVATION_FUNCTIONS, LN_EPS, Attention, LayerNorm, Transformer, part_slices
 
 Stream = Float[Array, "d_model seq n"]
 Streams = Float[Array, "reader d_model seq n"]
@@ -67,9 +67,11 @@ def by_reader(
             x = write(x, jax.vmap(_product)(attn.W_O @ centre, z), attn.b_O)
         if (mlp := block.mlp) is not None:
             with jax.named_scope(f"blocks.{i}.mlp"):
-                seen = _scaled(see(x, 1)[0], block.ln2)
-                post = ACTIVATION_FUNCTIONS[mlp.act_fn](_affine(mlp.W_in, mlp.b_in, seen, block.ln2))
-                x = write(x, _product(mlp.W_out @ centre, post)[None], mlp.b_out)
+                seen, own, W_out = see(x, config.n_parts), [], mlp.W_out @ centre
+                for j, part in enumerate(part_slices(mlp.sizes)):
+                    read = _affine(mlp.W_in[:, part], mlp.b_in[part], _scaled(seen[j], block.ln2), block.ln2)
+                    own.append(_product(W_out[part], ACTIVATION_FUNCTIONS[mlp.act_fn](read))[None])
+                x = write(x, jnp.concatenate(own), mlp.b_out)
     with jax.named_scope("unembed"):
         logits = _affine(model.unembed.W_U, model.unembed.b_U, _scaled(see(x, 1)[0], model.ln_final), model.ln_final)
     return logits.reshape(*logits.shape[:2], masks, batch).transpose(3, 2, 1, 0)
@@ -87,7 +89,8 @@ def _written_there(model: Transformer, source: Columnar, swaps: EdgeSwaps, centr
     for block, z in zip(model.blocks, source.z, strict=True):
         written.append(jnp.einsum("hdm,hdsob->hmsob", block.attn.W_O @ centre, z))
         if block.mlp is not None:
-            written.append(_product(block.mlp.W_out @ centre, next(posts))[None])
+            post, W_out = next(posts), block.mlp.W_out @ centre
+            written += [_product(W_out[part], post[part])[None] for part in part_slices(block.mlp.sizes)]
     there = jax.lax.stop_gradient(jnp.concatenate(written)[..., 0, :])
     if swaps.sources is None:
         return jnp.tile(there, swaps.edges.shape[1])

@@ -5,6 +5,9 @@ every token is one long vector operation or one matrix product, heads are slices
 the tokens and the logits, forward or backward. For the latter, products and LayerNorm have gradients by hand.
 """
 
+import operator
+from functools import reduce
+from itertools import starmap
 from typing import Any
 
 import equinox as eqx
@@ -15,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from siitjax.model.cpu.attention import unrolled_attention
 from siitjax.model.nodes import Masks, block_of
-from siitjax.model.transformer import ACTIVATION_FUNCTIONS, LN_EPS, Attention, LayerNorm, Transformer
+from siitjax.model.transformer import ACTIVATION_FUNCTIONS, LN_EPS, MLP, Attention, LayerNorm, Transformer, part_slices
 
 Columns = Float[Array, "_ seq _ batch"]
 Heads = Float[Array, "head d_head seq _ batch"]
@@ -72,11 +75,10 @@ def batch_last(
                     read = _affine(mlp.W_in, mlp.b_in, _standardised(block.ln2, x), block.ln2)
                     post = ACTIVATION_FUNCTIONS[mlp.act_fn](read)
                 posts.append(post)
-                out = _affine(mlp.W_out, mlp.b_out, post)
                 if sites is not None and source is not None and _swaps(sites.post[i]):
-                    # An MLP is swapped as a whole, so that what it writes can be instead, which is narrower.
-                    out = jnp.where(sites.post[i][None, None], _affine(mlp.W_out, mlp.b_out, source.post[i]), out)
-                x = x + out
+                    x = x + _written(mlp, sites.post[i], source.post[i], post)
+                else:
+                    x = x + _affine(mlp.W_out, mlp.b_out, post)
 
     with jax.named_scope("unembed"):
         logits = _affine(model.unembed.W_U, model.unembed.b_U, _standardised(model.ln_final, x), model.ln_final)
@@ -92,6 +94,23 @@ def _sites(model: Transformer, masks: Masks) -> Any:
 def _swaps(mask: Bool[Array | np.ndarray, "..."]) -> bool:
     """Whether anything is swapped, as far as is known."""
     return not isinstance(mask, np.ndarray) or bool(mask.any())
+
+
+def _written(mlp: MLP, mask: Bool[Array | np.ndarray, "part _ _"], source: Columns, post: Columns) -> Columns:
+    """What an MLP writes whose masked parts are a source run's.
+
+    A part is swapped as a whole, so that what it writes can be instead, which is narrower.
+    """
+
+    def part(i: int, neurons: slice) -> Columns:
+        # The bias is added once, with the first part.
+        write = _product if i else lambda w, x: _affine(w, mlp.b_out, x)
+        own = write(mlp.W_out[neurons], post[neurons])
+        if not _swaps(mask[i]):
+            return own
+        return jnp.where(mask[i][None, None], write(mlp.W_out[neurons], source[neurons]), own)
+
+    return reduce(operator.add, starmap(part, enumerate(part_slices(mlp.sizes))))
 
 
 def _z(attn: Attention, ln: LayerNorm | None, x: Columns) -> Heads:

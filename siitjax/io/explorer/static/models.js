@@ -31,7 +31,7 @@ class Transformer {
 
   // Logits (seq, out), what each sender wrote (sender, seq, d_model), attention (head of all, seq, seq).
   run(tokens, sees, there) {
-    const { n_layers, n_heads, d_model: m, d_head, d_mlp, causal, attn_only } = this.config;
+    const { n_layers, n_heads, d_model: m, d_head, d_mlp, mlp_parts, causal, attn_only } = this.config;
     const w = this.weights, seq = tokens.length;
     const written = [], patterns = [];
     const stream = new Float64Array(seq * m), first = new Float64Array(seq * m);
@@ -106,17 +106,23 @@ class Transformer {
       heads.forEach(write);
       bias(`${block}.attn.b_O`);
       if (attn_only) continue;
-      const x = seen(`${block}.ln2`), act = ACTIVATIONS[this.config.act_fn], out = new Float64Array(seq * m);
+      const act = ACTIVATIONS[this.config.act_fn], parts = [];
       const W_in = w[`${block}.mlp.W_in`], b_in = w[`${block}.mlp.b_in`], W_out = w[`${block}.mlp.W_out`];
-      for (let s = 0; s < seq; s++) {
-        for (let n = 0; n < d_mlp; n++) {
-          let sum = b_in[n];
-          for (let k = 0; k < m; k++) sum += x[s * m + k] * W_in[k * d_mlp + n];
-          const post = act(sum);
-          if (post !== 0) for (let i = 0; i < m; i++) out[s * m + i] += post * W_out[n * m + i];
+      let first_neuron = 0;
+      for (const size of mlp_parts) {
+        const x = seen(`${block}.ln2`), out = new Float64Array(seq * m), end = first_neuron + size;
+        for (let s = 0; s < seq; s++) {
+          for (let n = first_neuron; n < end; n++) {
+            let sum = b_in[n];
+            for (let k = 0; k < m; k++) sum += x[s * m + k] * W_in[k * d_mlp + n];
+            const post = act(sum);
+            if (post !== 0) for (let i = 0; i < m; i++) out[s * m + i] += post * W_out[n * m + i];
+          }
         }
+        parts.push(out);
+        first_neuron = end;
       }
-      write(out);
+      parts.forEach(write);
       bias(`${block}.mlp.b_out`);
     }
     const x = seen("ln_final"), outputs = this.config.d_vocab_out, logits = [];

@@ -1,7 +1,7 @@
 """The further tasks: labels against brute force in plain Python, InterpBench's sizes and placement, and that each is
 found, described and combined by its name, and that no node of a circuit is silent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -149,7 +149,7 @@ class Further:
     """
 
     truth: Callable[[list[str]], list]
-    places: dict[str, str | None]
+    places: Mapping[str, str | None]
     sizes: tuple[int, ...]
     letters: str
 

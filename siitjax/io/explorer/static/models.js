@@ -108,11 +108,11 @@ class Transformer {
       if (attn_only) continue;
       const act = ACTIVATIONS[this.config.act_fn], parts = [];
       const W_in = w[`${block}.mlp.W_in`], b_in = w[`${block}.mlp.b_in`], W_out = w[`${block}.mlp.W_out`];
-      let first_neuron = 0;
+      let firstNeuron = 0;
       for (const size of mlp_parts) {
-        const x = seen(`${block}.ln2`), out = new Float64Array(seq * m), end = first_neuron + size;
+        const x = seen(`${block}.ln2`), out = new Float64Array(seq * m), end = firstNeuron + size;
         for (let s = 0; s < seq; s++) {
-          for (let n = first_neuron; n < end; n++) {
+          for (let n = firstNeuron; n < end; n++) {
             let sum = b_in[n];
             for (let k = 0; k < m; k++) sum += x[s * m + k] * W_in[k * d_mlp + n];
             const post = act(sum);
@@ -120,7 +120,7 @@ class Transformer {
           }
         }
         parts.push(out);
-        first_neuron = end;
+        firstNeuron = end;
       }
       parts.forEach(write);
       bias(`${block}.mlp.b_out`);

@@ -16,8 +16,9 @@ import torch
 
 import siitjax
 from siitjax import Case, Uniform, UserError, Variable, head, mlp
+from siitjax.analysis.alignment.exam import site_of
 from siitjax.analysis.neurons import ablation_effects
-from siitjax.analysis.sae.site import find_sites
+from siitjax.analysis.sae.site import Site, find_sites
 from siitjax.bench.torch_peer import patch
 from siitjax.causal import registry
 from siitjax.causal.combine import combine
@@ -221,3 +222,17 @@ def test_what_knows_whole_mlps_alone_says_so_in_one_line(tmp_path):
         UserError, match=r"^the transformer's MLPs are cut into parts; dictionaries are trained on those "
     ):
         find_sites(TWO, ["hook_post"])
+    with pytest.raises(UserError, match=r"^MLP0\.1 is a part of an MLP; variables are looked for in whole nodes$"):
+        site_of(TWO, mlp(0, part=1))
+
+
+def test_a_head_s_values_are_replaced_beside_a_swapped_part():
+    """A dictionary's rebuilding of a head, while a part of the MLP after it is a source run's: as one swap of both."""
+    model, (base, source) = random_model(CONFIG), map(jnp.asarray, random_tokens(CONFIG, 2, 6))
+    there, site = model(source)[1], Site("hook_z", 0, 1)
+    mask = lambda *nodes: jnp.asarray(CONFIG.nodes.mask(nodes))
+    under = mask(mlp(0, 2), mlp(1, 0)), there
+    own = model(base, under)[1]
+    replaced = site.replaced(model, base, own, site.read(model, there), under)
+    expected, _ = model(base, (mask(head(0, 1), mlp(0, 2), mlp(1, 0)), there))
+    np.testing.assert_allclose(replaced, expected, rtol=0, atol=TOLERANCE)

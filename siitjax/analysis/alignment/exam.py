@@ -80,7 +80,8 @@ def site_of(case: Case, node: Node) -> Site:
     """The site of a node of the case's transformer that holds a variable.
 
     Raises:
-        UserError: the transformer has no MLPs or no such node, or the node holds no variable whole.
+        UserError: the transformer has no MLPs or no such node, or the node is a part of an MLP or holds no variable
+            whole.
 
     Example:
         >>> import siitjax
@@ -89,6 +90,8 @@ def site_of(case: Case, node: Node) -> Site:
     """
     if case.config.attn_only:
         raise UserError(f"the transformer of {case.name} has no MLPs; variables are looked for in those that have")
+    if node.part is not None:
+        raise UserError(f"{node} is a part of an MLP; variables are looked for in whole nodes")
     holding = [n for n in case.circuit.nodes if n.layer is not None and swappable(case, _site(n))]
     if node not in holding:
         listed = [str(other) for other in holding]

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from siitjax.base.choice import check_choice
@@ -78,8 +77,9 @@ class Site:
         if self.head is not None:
             post = block.mlp.post(normalised(block.ln2, mid))
             if swap is not None and swap[1].post is not None:
-                masked = swap[0][model.config.nodes.index(mlp(self.layer))]
-                post = jnp.where(masked, swap[1].post[self.layer], post)
+                masked = model.config.nodes.sites(swap[0]).post
+                assert masked is not None
+                post = block.mlp.swapped(masked[self.layer], swap[1].post[self.layer], post)
         post = value if self.hook == "hook_post" else post
         out = value if self.hook == "hook_mlp_out" else block.mlp.out(post)
         after = value if self.hook == "hook_resid_post" else mid + out

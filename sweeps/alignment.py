@@ -29,7 +29,6 @@ from siitjax.analysis.alignment.report import (
     words,
 )
 from siitjax.analysis.alignment.study import UNTRAINED, WRONG, Plan, study
-from siitjax.base.choice import check_choice
 from siitjax.base.command import Command, flag, main
 from siitjax.base.errors import UserError
 from siitjax.base.files import make_folder, replaced, write_atomically
@@ -93,8 +92,6 @@ class Alignment(Command):
     out: str = flag("results/alignment", "folder of the results; what it holds already is not measured again")
 
     def run(self) -> int:
-        for method in self.methods:
-            check_choice("the method", method, tuple(METHODS))
         plan = self.plan()
         subjects = {name: cases.load(name) for name in (QUICK if self.quick else self.case)}
         jobs = [(name, node) for name, trained in subjects.items() for node in self.nodes_of(trained.case)]

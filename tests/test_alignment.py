@@ -299,6 +299,8 @@ ATTENTION = replace(CASE, variables=(Variable("low", ("tokens",), low, head(0, 0
         (lambda: variables_at(CASE, mlp(0), ["number"]), 'the variable on MLP0 is "number"; did you mean'),
         (lambda: Plan(sizes=(2, 5)).sizes_at(CASE, mlp(0)), "a size is 5, but MLP0 of bits holds 4 numbers a token"),
         (lambda: Plan(sizes=(0,)), "a size is 0; it must be at least 1"),
+        (lambda: Plan(held_out=0), "held_out is 0; it must be at least 1"),
+        (lambda: Plan(("DASS",)), 'the method is "DASS"; did you mean "DAS"?'),
         (lambda: Plan(pairs=8), "a batch has 16 pairs, but there are 8; lower it, or take more"),
         (lambda: Training(lr=0.0), "lr is 0.0; it must be greater than 0"),
         (

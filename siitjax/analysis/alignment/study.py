@@ -14,6 +14,7 @@ from siitjax.analysis.alignment.learn import Lanes, Training
 from siitjax.analysis.alignment.methods import METHODS, SEEDED, sizes_of
 from siitjax.analysis.alignment.score import score
 from siitjax.analysis.discovery.pairs import draw_pairs
+from siitjax.base.choice import check_choice
 from siitjax.base.errors import UserError
 from siitjax.base.jsonl import Row
 from siitjax.causal.case import Case
@@ -38,7 +39,7 @@ class Plan:
         seed: decides the pairs, and the weights of the untrained transformer.
 
     Raises:
-        UserError: a number is not positive.
+        UserError: a method is unknown, a number is not positive, or a batch has more pairs than there are.
     """
 
     methods: tuple[str, ...] = tuple(METHODS)
@@ -50,7 +51,10 @@ class Plan:
     training: Training = field(default_factory=Training)
 
     def __post_init__(self):
-        for name, number in (("seeds", self.seeds), ("pairs", self.pairs), *(("a size", size) for size in self.sizes)):
+        for method in self.methods:
+            check_choice("the method", method, tuple(METHODS))
+        numbers = [(name, getattr(self, name)) for name in ("seeds", "pairs", "held_out")]
+        for name, number in (*numbers, *(("a size", size) for size in self.sizes)):
             if number < 1:
                 raise UserError(f"{name} is {number}; it must be at least 1")
         if self.training.batch_size > self.pairs:

@@ -176,7 +176,8 @@ def decide(rows: Sequence[Row]) -> Verdict:
     at_edges = [row for row in taken if not row["model"].endswith(AT_NODES)]
     models = by_model(at_edges, DAS)
     if not models:
-        return Verdict("undecided", "DAS was measured at no node that several tasks share.")
+        where = "no node that several tasks share, of a model whose edges are true"
+        return Verdict("undecided", f"DAS was measured at {where}.")
     figure, kind = over_models(at_edges, DAS).interval(), "undecided"
     leads = {control: lead(at_edges, DAS, ("DAS", control)) for control in (UNTRAINED, WRONG)}
     intervals = [each.interval() for each in leads.values()]

@@ -95,6 +95,7 @@ __all__ = [
     "Hyperparams",
     "Node",
     "NodeShares",
+    "OfLength",
     "OneChanged",
     "Recipe",
     "Run",
@@ -121,6 +122,7 @@ __all__ = [
     "register",
     "sweep",
     "train",
+    "with_vocabulary",
 ]
 
 

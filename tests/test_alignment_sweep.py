@@ -8,7 +8,7 @@ from siitjax.analysis.alignment.report import chosen
 from siitjax.analysis.alignment.study import UNTRAINED, WRONG
 from sweeps.alignment import Alignment, decide
 
-COMBINED = ("0+1", "0+2", "0+3", "1+2", "1+3", "2+3")
+COMBINED = ("0+1", "0+2", "0+3", "0+1+2+3", "1+3", "2+3")
 SMALL = ("--case=1", "--nodes=MLP0", "--methods=PCA,full vector", "--sizes=1,2", "--pairs=20", "--held_out=20")
 
 
@@ -48,7 +48,8 @@ HIGH, LOW = (0.99, 0.98, 0.97, 0.995, 0.985, 0.96), (0.9, 0.8, 0.7, 0.94, 0.93, 
         (rows_of(HIGH, untrained=1.0), "contradicted"),
         (rows_of(HIGH, wrong=0.94), "undecided"),
         (rows_of(HIGH, models=[f"{model}@nodes" for model in COMBINED]), "undecided"),
-        ([row("1+2", 1.0, "PCA")], "undecided"),
+        (rows_of(HIGH, models=("1+2", *COMBINED[1:])), "undecided"),  # on which the settings were chosen
+        ([row("0+1", 1.0, "PCA")], "undecided"),
     ],
 )
 def test_the_verdict_is_the_rule_s(rows, kind):

@@ -26,6 +26,7 @@ from tests.commands import run
 
 PAIRS = 1_000
 SOME = ["3", "1+2", "0+1+2+3"]
+FURTHER = ["ioi@nodes"]
 OTHERS = [name for name in cases.MODELS if name not in SOME]
 
 
@@ -48,7 +49,24 @@ def test_the_shipped_models_weigh_less_than_3_megabytes_of_each_kind():
     names = [*cases.MODELS, *(name + cases.AT_NODES for name in cases.MODELS)]
     files = [cases.SHIPPED / f"{name}.safetensors" for name in names]
     assert sum(file.stat().st_size for file in files) < 6_000_000
-    assert sorted(cases.SHIPPED.iterdir()) == sorted(files)
+    others = [cases.SHIPPED / f"{name}.safetensors" for name in FURTHER]
+    assert sum(file.stat().st_size for file in others) < 2_000_000
+    assert sorted(cases.SHIPPED.iterdir()) == sorted([*files, *others])
+    assert set(cases.TABLE.shipped) == {file.stem for file in [*files, *others]}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_a_shipped_model_of_a_further_task_is_found_by_name_and_answers(name):
+    trained = cases.load(name)
+    assert trained.case.name == name.partition("@")[0]
+    strings = jnp.asarray(trained.case.draw(200, 50, np.random.default_rng(5))[0])
+    logits, labels = jax.jit(jax.vmap(lambda tokens: (trained.model(tokens)[0], trained.case.circuit(tokens)[0])))(
+        strings
+    )
+    right = trained.case.loss.correct(logits, labels)[trained.case.counted_mask(strings)]
+    assert bool(right.all())
+    with pytest.raises(UserError, match=r"^no model of induction is shipped; train one: siitjax train induction$"):
+        cases.load("induction")
 
 
 def test_a_shipped_model_is_found_by_numbers_and_by_names_in_any_order():

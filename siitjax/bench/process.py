@@ -26,7 +26,7 @@ from siitjax.sweep.engine import Engine, Member, Watcher
 from siitjax.sweep.lanes import Batching, Program, compile_program
 
 FORMS = {"plain": lambda: PLAIN, "fast": fastest, "fast, nodes": fastest}
-"""The last is the fast form under swaps of nodes, to compare with where edges are swapped."""
+"""The last is the fast form under swaps of nodes, drawn for each example as those of edges are, to compare."""
 EPOCHS = 24
 """Epochs of a member; in the queue that occupancy is measured on, the short ones run one."""
 SAMPLES = 10_000
@@ -76,7 +76,9 @@ class Station:
         setup = self.setup
         self.product = large_product()
         for name in setup.forms:
-            config = replace(setup, swaps="nodes").config if name == "fast, nodes" else setup.config
+            config = setup.config
+            if name == "fast, nodes":
+                config = replace(config, sampling=Sampling(drawn_per="example"))
             self.forms[name] = Timed(config, FORMS[name](), setup.lanes, setup.batching, setup.devices)
             for part in PARTS:
                 jax.block_until_ready(getattr(self.forms[name], part)())

@@ -26,7 +26,10 @@ from tests.commands import run
 
 PAIRS = 1_000
 SOME = ["3", "1+2", "0+1+2+3"]
-FURTHER = ["ioi@nodes"]
+FURTHER = [
+    *("addition", "adjacent_remover", "below_maximum", "flip_flop", "induction", "ioi@nodes", "modular_count"),
+    *("most_frequent", "reversal", "share_of_x", "sorting", "three_bits", "two_hop"),
+]
 OTHERS = [name for name in cases.MODELS if name not in SOME]
 
 
@@ -65,8 +68,10 @@ def test_a_shipped_model_of_a_further_task_is_found_by_name_and_answers(name):
     )
     right = trained.case.loss.correct(logits, labels)[trained.case.counted_mask(strings)]
     assert bool(right.all())
-    with pytest.raises(UserError, match=r"^no model of induction is shipped; train one: siitjax train induction$"):
-        cases.load("induction")
+    with pytest.raises(
+        UserError, match=r"^no model of bracket_kinds is shipped; train one: siitjax train bracket_kinds$"
+    ):
+        cases.load("bracket_kinds")
 
 
 def test_a_shipped_model_is_found_by_numbers_and_by_names_in_any_order():

@@ -18,6 +18,8 @@ def with_vocabulary(
     What it computes of these tokens is unchanged, and its logits are those of the outputs named.
 
     Args:
+        model: the transformer, of any vocabulary.
+        case: the task; its layers and heads are the transformer's.
         ids: for each token of the case's vocabulary, the transformer's own number of it.
         outputs: for each of the case's classes, the transformer's own output; None where the classes are the tokens.
 

@@ -1,10 +1,9 @@
 """Which methods find the variable at a node, where several tasks' variables share it?"""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,14 +29,12 @@ from siitjax.analysis.alignment.report import (
 )
 from siitjax.analysis.alignment.study import UNTRAINED, WRONG, Plan, study
 from siitjax.base.command import Command, flag, main
-from siitjax.base.errors import UserError
-from siitjax.base.files import make_folder, replaced, write_atomically
-from siitjax.base.jsonl import Row, RowsFile
-from siitjax.base.versions import machine
+from siitjax.base.jsonl import Row
 from siitjax.causal.case import Case
 from siitjax.io.trained import Trained
 from siitjax.model.nodes import Node
 from siitjax.model.weights import weights_digest
+from siitjax.questions.measured import begin, conclude
 from siitjax.questions.report import Verdict
 from siitjax.questions.statistics.ranks import LEAST
 from siitjax.sweep.placement import use_compilation_cache
@@ -102,7 +99,10 @@ class Alignment(Command):
             plan.sizes_at(subjects[name].case, node)
             variables_at(subjects[name].case, node, self.variables)
         screen = Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=True)
-        folder, file = self._begun({name: weights_digest(trained.model) for name, trained in subjects.items()})
+        flags = {name: value for name, value in asdict(self).items() if name not in ("case", "nodes", "quick", "out")}
+        weights = {name: weights_digest(trained.model) for name, trained in subjects.items()}
+        folder = Path(self.out)
+        file = begin(folder, {"question": self.title, **flags}, weights, lambda row: row["last"])
         use_compilation_cache()
         done = {(row["model"], row["node"]) for row in file.read()}
         bar = Console(stderr=True)
@@ -111,11 +111,7 @@ class Alignment(Command):
                 file.append(*self._measured(name, subjects[name], node, plan))
         rows = file.read()
         verdict = decide(rows)
-        for kind in ("png", "pdf"):
-            with replaced(folder / f"figure.{kind}") as path:
-                picture(rows, f"{self.title}\n{verdict}", path)
-        summary = {"question": self.title, "verdict": asdict(verdict), "ran_on": {**machine(), "jax": version("jax")}}
-        write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        conclude(folder, self.title, verdict, partial(picture, rows))
         screen.print(methods_table(rows, self.title))
         screen.print(f"{verdict}\nResults and picture: {self.out}")
         return 0
@@ -131,35 +127,6 @@ class Alignment(Command):
             return [Node.parse(name) for name in self.nodes]
         mlps = [node for node in case.circuit.nodes if node.layer is not None and node.head is None]
         return [node for node in mlps if (is_shared(case, node) if case.tasks else case.circuit.at(node))]
-
-    def _begun(self, weights: dict[str, str]) -> tuple[Path, RowsFile]:
-        """The folder, which is new or holds the same measurement, and its rows.
-
-        Raises:
-            UserError: it holds something else.
-        """
-        folder = Path(self.out)
-        flags = {name: value for name, value in asdict(self).items() if name not in ("case", "nodes", "quick", "out")}
-        config = json.loads(json.dumps({"question": self.title, **flags}))
-        if folder.exists():
-            try:
-                found = json.loads((folder / "config.json").read_text())
-            except (OSError, ValueError):
-                found = {}
-            if found.get("question") != self.title:
-                raise UserError(f"{folder} exists, and is no folder of this question; choose another --out")
-            differ = [name for name in config if found.get(name) != config[name]]
-            both = found["weights"].keys() & weights.keys()
-            differ += [f"weights of {name}" for name in sorted(both) if found["weights"][name] != weights[name]]
-            if differ:
-                raise UserError(f"{folder} holds another run, with other {' and '.join(differ)}; choose another --out")
-            weights = found["weights"] | weights
-        else:
-            make_folder(folder)
-        write_atomically(folder / "config.json", json.dumps(config | {"weights": weights}, indent=1) + "\n")
-        file = RowsFile(folder / "rows.jsonl", lambda row: row["last"])
-        file.repair()
-        return folder, file
 
     def _measured(self, name: str, trained: Trained, node: Node, plan: Plan) -> list[Row]:
         """The rows of one node."""

@@ -1,11 +1,10 @@
 """Which discovery methods find circuits that are known?"""
 
-import json
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -35,12 +34,10 @@ from siitjax.analysis.discovery.runs import run_pairs
 from siitjax.analysis.discovery.score import examine, score
 from siitjax.base.choice import check_choice
 from siitjax.base.command import Command, flag, main
-from siitjax.base.errors import UserError
-from siitjax.base.files import make_folder, replaced, write_atomically
-from siitjax.base.jsonl import Row, RowsFile
-from siitjax.base.versions import machine
+from siitjax.base.jsonl import Row
 from siitjax.io.trained import Trained
 from siitjax.model.weights import weights_digest
+from siitjax.questions.measured import begin, conclude
 from siitjax.questions.report import Verdict
 from siitjax.questions.statistics.ranks import LEAST
 from siitjax.sweep.placement import use_compilation_cache
@@ -90,7 +87,10 @@ class Discovery(Command):
         kinds = (AT_EDGES, AT_NODES) if self.kinds == "both" else (self.kinds,)
         subjects = {(name, at): cases.load(name + f"@{at}" * (at == AT_NODES)) for name in names for at in kinds}
         screen = Console(width=None if sys.stdout.isatty() else 260, highlight=False, soft_wrap=True)
-        folder, file = self._begun({f"{name} {at}": weights_digest(t.model) for (name, at), t in subjects.items()})
+        weights = {f"{name} {at}": weights_digest(trained.model) for (name, at), trained in subjects.items()}
+        asked = {"pairs": self.pairs, "seed": self.seed, "weights": weights, "methods": self.methods}
+        folder = Path(self.out)
+        file = begin(folder, {"question": self.title, **asked})
         use_compilation_cache()
         done = {(row["model"], row["at"], row["method"]) for row in file.read()}
         compiled: set[Any] = set()
@@ -104,39 +104,10 @@ class Discovery(Command):
                     compiled.add(key)
         rows = file.read()
         verdict = decide(rows)
-        for kind in ("png", "pdf"):
-            with replaced(folder / f"figure.{kind}") as path:
-                picture(rows, f"{self.title}\n{verdict}", path)
-        summary = {"question": self.title, "verdict": asdict(verdict), "ran_on": {**machine(), "jax": version("jax")}}
-        write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        conclude(folder, self.title, verdict, partial(picture, rows))
         screen.print(methods_table(rows, self.title))
         screen.print(f"{verdict}\nResults and picture: {self.out}")
         return 0
-
-    def _begun(self, weights: dict[str, str]) -> tuple[Path, RowsFile]:
-        """The folder, which is new or holds the same measurement, and its rows.
-
-        Raises:
-            UserError: it holds something else.
-        """
-        folder = Path(self.out)
-        config = {"question": self.title, "pairs": self.pairs, "seed": self.seed, "weights": weights}
-        config = json.loads(json.dumps(config | {"methods": [*self.methods]}))
-        if folder.exists():
-            try:
-                found = json.loads((folder / "config.json").read_text())
-            except (OSError, ValueError):
-                found = {}
-            if found.get("question") != self.title:
-                raise UserError(f"{folder} exists, and is no folder of this question; choose another --out")
-            if differ := [name for name in config if found.get(name) != config[name]]:
-                raise UserError(f"{folder} holds another run, with other {' and '.join(differ)}; choose another --out")
-        else:
-            make_folder(folder)
-            write_atomically(folder / "config.json", json.dumps(config, indent=1) + "\n")
-        file = RowsFile(folder / "rows.jsonl")
-        file.repair()
-        return folder, file
 
     def _measured(self, name: str, at: str, trained: Trained, pairs: Pairs, method: str) -> Row:
         """One method on one model."""

@@ -159,9 +159,9 @@ def test_a_head_is_patched_too():
 @pytest.mark.parametrize("method", ["DAS", "class means", "probe"])
 def test_variables_are_found_in_the_directions_that_they_were_planted_in(method):
     model = by_hand(SLANTED)
-    found: Any = METHODS[method](exam_of(model), lanes([0, 1], 1), TRAINING)
+    found: Any = METHODS[method](exam_of(model), lanes([0, 1], 1), replace(TRAINING, steps=400))
     for matrix, planted in zip(np.asarray(found.matrix), SLANTED, strict=True):
-        assert planted @ matrix @ planted > 0.75  # the two are less than 30 degrees apart
+        assert planted @ matrix @ planted > 0.9  # the two are less than 19 degrees apart
     np.testing.assert_array_equal(score(exam_of(model, seed=1), found, jnp.array([0, 1])).balanced, 1)
 
 

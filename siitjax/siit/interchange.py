@@ -46,7 +46,6 @@ def interchange(
             `siitjax.model.checks`.
     """
     check_fits(model, circuit, base, source)
-    check_pair(base, source)
     run = (form or fastest()).run
     activations = _source(run, model, source, embedding)
     with jax.named_scope("swapped_run"):
@@ -72,7 +71,6 @@ def interchange_by_depth(
         groups: masks, each group with the depth of the first node that any of them swaps, see `Node.depth`.
     """
     check_fits(model, circuit, base, source)
-    check_pair(base, source)
     run = (form or fastest()).run
     activations = _source(run, model, source, embedding)
     with jax.named_scope("base_run"):
@@ -87,7 +85,7 @@ def interchange_by_depth(
 
 
 def check_fits(
-    model: Transformer, circuit: Circuit, base: Int[Array, "batch seq"], source: Int[Array, "source seq"]
+    model: Transformer, circuit: Circuit, base: Int[Array, "batch seq"], source: Int[Array, "batch seq"]
 ) -> None:
     """Raises UserError where these do not belong together; see `siitjax.model.checks`."""
     if model.config.nodes != circuit.nodes:
@@ -95,6 +93,7 @@ def check_fits(
             f"the circuit is on the nodes {', '.join(map(str, circuit.nodes))}, but the transformer has "
             f"{', '.join(map(str, model.config.nodes))}; give the circuit that it was trained on"
         )
+    check_pair(base, source)
     for tokens in (base, source):
         check_tokens(tokens, model.config.d_vocab, model.config.n_ctx)
 
@@ -103,19 +102,16 @@ def interchange_edges(
     model: Transformer,
     circuit: Circuit,
     base: Int[Array, "batch seq"],
-    source: Int[Array, "source seq"],
+    source: Int[Array, "batch seq"],
     swaps: EdgeSwaps,
     *,
-    bases: bool = False,
     form: Form | None = None,
 ) -> Answers:
     """What both answer when readers see what masked senders hold in the source runs; see `EdgeSwaps`.
 
     The first answer is the base run's, with nothing swapped; those of the swaps follow, in order. The source runs
-    are data, as in `interchange`.
-
-    Args:
-        bases: count the base runs among the source runs, after them: a sender may be held at what a base gives.
+    are data, as in `interchange`. Where the swaps number their sources, the base runs follow the sources, so that a
+    sender may be held at what it has in a base run.
 
     Raises:
         UserError: these do not belong together; see `siitjax.model.checks` and `EdgeSwaps.check`.
@@ -126,7 +122,7 @@ def interchange_edges(
         _, there = form.run(model, source)
     with jax.named_scope("base_run"):
         logits, own = form.run(model, base)
-    if bases and swaps.sources is not None:
+    if swaps.sources is not None:
         source = jnp.concatenate([source, base])
         there = jax.tree.map(lambda a, b: jnp.concatenate([a, b], form.batch_axis), there, own)
     swaps.check(len(circuit.nodes), base.shape, source.shape)

@@ -166,10 +166,10 @@ def edge_term_losses(
     """The loss with nothing swapped, then under each swap.
 
     Args:
-        swaps: as `draw_swaps` draws them: they may number bases too, after the sources.
+        swaps: as `draw_swaps` draws them; see `interchange_edges`.
         w_changed: how much more a token weighs whose label a swap changed: few do.
     """
-    outputs, labels = interchange_edges(model, case.circuit, base, source, swaps, bases=True, form=form)
+    outputs, labels = interchange_edges(model, case.circuit, base, source, swaps, form=form)
     changed = ~case.loss.same(labels, jnp.broadcast_to(labels[:, :1], labels.shape))
     losses = case.loss.per_token(outputs, labels)
     return _mean_over_own(losses * jnp.where(changed, 1 + w_changed, 1.0), case.counted_mask(base)).mean(0)

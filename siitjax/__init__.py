@@ -45,12 +45,12 @@ if TYPE_CHECKING:
     from siitjax.front.run import Run as Run
     from siitjax.front.train import train as train
     from siitjax.io.trained import Trained as Trained
+    from siitjax.model.config import TransformerConfig as TransformerConfig
     from siitjax.model.nodes import EMBED as EMBED
     from siitjax.model.nodes import Node as Node
     from siitjax.model.nodes import head as head
     from siitjax.model.nodes import mlp as mlp
     from siitjax.model.transformer import Transformer as Transformer
-    from siitjax.model.transformer import TransformerConfig as TransformerConfig
     from siitjax.rasp.case import from_rasp as from_rasp
     from siitjax.siit.objective import Sampling as Sampling
     from siitjax.siit.recipe import Recipe as Recipe
@@ -74,7 +74,8 @@ _HOMES = {
     "front.train": ("train",),
     "io.trained": ("Trained",),
     "model.nodes": ("EMBED", "Node", "head", "mlp"),
-    "model.transformer": ("Transformer", "TransformerConfig"),
+    "model.config": ("TransformerConfig",),
+    "model.transformer": ("Transformer",),
     "rasp.case": ("from_rasp",),
     "siit.objective": ("Sampling",),
     "siit.recipe": ("Recipe",),

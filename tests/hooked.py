@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from siitjax.model.config import TransformerConfig
 from siitjax.model.nodes import Node
-from siitjax.model.transformer import Activations, Transformer, TransformerConfig, init_transformer
+from siitjax.model.transformer import Activations, Transformer, init_transformer
 from siitjax.model.weights import state_dict
 
 if TYPE_CHECKING:

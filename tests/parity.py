@@ -29,8 +29,9 @@ import cases
 import siitjax.torch
 from siitjax.base.choice import check_choice
 from siitjax.base.command import Command, flag, main
+from siitjax.model.config import TransformerConfig
 from siitjax.model.nodes import Node, NodeList
-from siitjax.model.transformer import Transformer, TransformerConfig, init_transformer
+from siitjax.model.transformer import Transformer, init_transformer
 from siitjax.model.weights import with_weights
 from siitjax.torch import to_bridge, to_torch
 

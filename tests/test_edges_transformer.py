@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from siitjax.base.errors import UserError
+from siitjax.model.config import TransformerConfig
 from siitjax.model.forms import BATCH_LAST, PLAIN, ROLLED, Form
 from siitjax.model.swaps import EdgeSwaps
-from siitjax.model.transformer import Activations, TransformerConfig
+from siitjax.model.transformer import Activations
 from tests.hooked import FELT, by_reader_twin, path_patched, random_model, random_tokens, written
 
 TOLERANCE = 1e-5

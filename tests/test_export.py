@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
-from siitjax.model.transformer import TransformerConfig
+from siitjax.model.config import TransformerConfig
 from siitjax.model.weights import load_weights, save_weights, state_dict, with_weights
 from tests.hooked import (
     BATCH,

@@ -15,8 +15,8 @@ import cases
 from siitjax.base.command import main
 from siitjax.cli.export import Export
 from siitjax.io.trained import read_model, save_trained
+from siitjax.model.config import TransformerConfig
 from siitjax.model.tl_config import from_lens_config, lens_config
-from siitjax.model.transformer import TransformerConfig
 from siitjax.model.weights import save_weights
 from tests.commands import run
 from tests.folders import FILES, bits, tally, trained

@@ -13,7 +13,8 @@ from flax import nnx
 import siitjax
 from siitjax.base.errors import UserError
 from siitjax.flax import from_nnx, to_nnx
-from siitjax.model.transformer import Swap, Transformer, TransformerConfig
+from siitjax.model.config import TransformerConfig
+from siitjax.model.transformer import Swap, Transformer
 from siitjax.model.weights import state_dict
 from tests.hooked import RELU, SEQ, VARIANTS, random_model, random_tokens
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from siitjax.model.config import TransformerConfig
 from siitjax.model.forms import BATCH_LAST, PLAIN, ROLLED, Form, mean_over_parts
-from siitjax.model.transformer import TransformerConfig
 from tests.hooked import RELU, SEQ, VARIANTS, random_model, random_tokens
 
 TOLERANCE = 1e-5

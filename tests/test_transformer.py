@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from siitjax.model.transformer import TransformerConfig, init_transformer
+from siitjax.model.config import TransformerConfig
+from siitjax.model.transformer import init_transformer
 from siitjax.model.weights import state_dict
 from tests.hooked import BATCH, FELT, RELU, SEQ, Named, every_variant, random_model, random_tokens, run_model
 

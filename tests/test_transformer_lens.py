@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from siitjax.causal.loss import CrossEntropy
+from siitjax.model.config import TransformerConfig
 from siitjax.model.nodes import EMBED, Node
-from siitjax.model.transformer import Transformer, TransformerConfig
+from siitjax.model.transformer import Transformer
 from siitjax.model.weights import state_dict
 from tests.hooked import (
     BATCH,

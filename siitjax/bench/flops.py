@@ -1,6 +1,6 @@
 """Floating point operations, counted from shapes: a multiplication and an addition are two."""
 
-from siitjax.model.transformer import TransformerConfig
+from siitjax.model.config import TransformerConfig
 from siitjax.siit.train import TrainConfig
 
 BACKWARD = 2

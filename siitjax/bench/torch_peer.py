@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from transformer_lens import ActivationCache, HookedTransformer, HookedTransformerConfig
 
+from siitjax.model.config import TransformerConfig
 from siitjax.model.nodes import Node
-from siitjax.model.transformer import TransformerConfig, init_transformer
+from siitjax.model.transformer import init_transformer
 from siitjax.model.weights import state_dict
 from siitjax.siit.evaluate import CHUNK
 from siitjax.siit.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key

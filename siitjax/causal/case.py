@@ -19,7 +19,7 @@ from siitjax.causal.data import Stratum, draw_split, every_string
 from siitjax.causal.loss import CrossEntropy, Loss
 from siitjax.causal.sources import Sources
 from siitjax.model.checks import check_tokens
-from siitjax.model.transformer import ActivationName, AttentionDirection, TransformerConfig
+from siitjax.model.config import ActivationName, AttentionDirection, TransformerConfig
 
 Counted = Literal["last"] | Callable[[Int[Array, " seq"]], Bool[Array, " seq"]]
 LATER = {"heads": None, "attention_dir": "causal", "mlp_parts": 1}

@@ -27,7 +27,7 @@ from siitjax.causal.case import Case
 from siitjax.causal.circuit import Counterfactual
 from siitjax.causal.combine import combine
 from siitjax.causal.places import at, is_place
-from siitjax.model.transformer import with_tuples
+from siitjax.model.config import with_tuples
 
 GROUP = "siitjax.cases"
 OWN = "cases"

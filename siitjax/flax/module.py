@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int
 from siitjax.base.errors import UserError
 from siitjax.causal.registry import locate
 from siitjax.io.trained import Trained, read_model
-from siitjax.model.transformer import Activations, Swap, Transformer, TransformerConfig, init_transformer
+from siitjax.model.config import TransformerConfig
+from siitjax.model.transformer import Activations, Swap, Transformer, init_transformer
 
 Source = Transformer | Trained | Path | str
 """A transformer; what `siitjax.load` gives; the path of a model's folder or weights file; or a shipped model's name."""

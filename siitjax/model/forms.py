@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from siitjax.model.config import part_slices
 from siitjax.model.cpu.edges import by_reader
 from siitjax.model.cpu.transformer import batch_last
 from siitjax.model.nodes import Masks, Sites, block_of
 from siitjax.model.rolled import rolled, rolled_edges
 from siitjax.model.swaps import EdgeSwaps
-from siitjax.model.transformer import Activations, Transformer, part_slices
+from siitjax.model.transformer import Activations, Transformer
 
 
 @runtime_checkable

@@ -5,7 +5,8 @@ from math import isclose
 from typing import Any, get_args
 
 from siitjax.base.errors import UserError
-from siitjax.model.transformer import ACTIVATION_FUNCTIONS, LN_EPS, AttentionDirection, TransformerConfig
+from siitjax.model.config import ACTIVATION_FUNCTIONS, AttentionDirection, TransformerConfig
+from siitjax.model.transformer import LN_EPS
 
 OURS: dict[str, Any] = {
     "positional_embedding_type": "standard",

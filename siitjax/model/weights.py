@@ -21,7 +21,8 @@ from safetensors.numpy import save
 
 from siitjax.base.errors import UserError, one_line
 from siitjax.base.files import write_atomically
-from siitjax.model.transformer import Transformer, TransformerConfig, init_transformer, with_tuples
+from siitjax.model.config import TransformerConfig, with_tuples
+from siitjax.model.transformer import Transformer, init_transformer
 
 Weights = Mapping[str, Shaped[np.ndarray, "..."]]
 METADATA = "siitjax"

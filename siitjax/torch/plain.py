@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from siitjax.base.errors import UserError
+from siitjax.model.config import TransformerConfig
 from siitjax.model.nodes import Node
-from siitjax.model.transformer import LN_EPS, TransformerConfig
+from siitjax.model.transformer import LN_EPS
 from siitjax.torch.source import Source, tensors, transformer
 
 ACTIVATION_FUNCTIONS = {

@@ -32,8 +32,9 @@ from siitjax.causal.circuit import Counterfactual, Variable
 from siitjax.causal.combine import combine
 from siitjax.causal.data import shares
 from siitjax.io.trained import MODEL_FILE
+from siitjax.model.config import TransformerConfig
 from siitjax.model.tl_config import from_lens_config
-from siitjax.model.transformer import Transformer, TransformerConfig
+from siitjax.model.transformer import Transformer
 from siitjax.model.weights import checked_model, read_tensors, without_constants
 
 NAMES = {

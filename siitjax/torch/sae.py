@@ -28,7 +28,7 @@ from sae_lens import (
 
 from siitjax.base.errors import UserError
 from siitjax.causal.case import PAD, Case
-from siitjax.model.transformer import TransformerConfig
+from siitjax.model.config import TransformerConfig
 from siitjax.torch.hooked import load_into, to_hooked_transformer
 from siitjax.torch.source import Source, check_case, transformer
 

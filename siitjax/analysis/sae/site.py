@@ -10,8 +10,9 @@ from siitjax.base.choice import check_choice
 from siitjax.base.errors import UserError
 from siitjax.base.precision import matmul_precision
 from siitjax.causal.case import Case
+from siitjax.model.config import TransformerConfig
 from siitjax.model.nodes import Node, head, mlp
-from siitjax.model.transformer import Activations, Swap, Transformer, TransformerConfig, normalised
+from siitjax.model.transformer import Activations, Swap, Transformer, normalised
 
 Hook = Literal["hook_z", "hook_post", "hook_mlp_out", "hook_resid_post"]
 HOOKS: tuple[Hook, ...] = ("hook_z", "hook_post", "hook_mlp_out", "hook_resid_post")

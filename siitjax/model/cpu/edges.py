@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from siitjax.model.config import ACTIVATION_FUNCTIONS, part_slices
 from siitjax.model.cpu.attention import unrolled_attention, walled
 from siitjax.model.cpu.transformer import Columnar, _product
 from siitjax.model.swaps import EdgeSwaps
-from siitjax.model.transformer import ACTIVATION_FUNCTIONS, LN_EPS, Attention, LayerNorm, Transformer, part_slices
+from siitjax.model.transformer import LN_EPS, Attention, LayerNorm, Transformer
 
 Stream = Float[Array, "d_model seq n"]
 Streams = Float[Array, "reader d_model seq n"]

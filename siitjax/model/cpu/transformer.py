@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from siitjax.model.config import ACTIVATION_FUNCTIONS, part_slices
 from siitjax.model.cpu.attention import unrolled_attention
 from siitjax.model.nodes import Masks, block_of
-from siitjax.model.transformer import ACTIVATION_FUNCTIONS, LN_EPS, MLP, Attention, LayerNorm, Transformer, part_slices
+from siitjax.model.transformer import LN_EPS, MLP, Attention, LayerNorm, Transformer
 
 Columns = Float[Array, "_ seq _ batch"]
 Heads = Float[Array, "head d_head seq _ batch"]

@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from cases import left_greater
 from siitjax.analysis.discovery.acdc import acdc
 from siitjax.analysis.discovery.attribution import eap, eap_ig_activations, eap_ig_inputs, node_scores
+from siitjax.analysis.discovery.budgets import grown, mib_auroc
 from siitjax.analysis.discovery.faithfulness import SHARES, faithfulness
+from siitjax.analysis.discovery.information_flow import importances, information_flow, routes
 from siitjax.analysis.discovery.known import Known, known_edges, known_nodes
-from siitjax.analysis.discovery.methods import METHODS
+from siitjax.analysis.discovery.methods import CONTROLS, METHODS
 from siitjax.analysis.discovery.pairs import Pairs, draw_pairs
 from siitjax.analysis.discovery.patching import activation_patching, edge_indices, path_patching
 from siitjax.analysis.discovery.relaxed import relaxed
@@ -30,7 +32,7 @@ from siitjax.base.errors import UserError
 from siitjax.causal.circuit import Variable
 from siitjax.causal.data import Uniform
 from siitjax.causal.loss import SquaredError
-from siitjax.model.nodes import EMBED, edge_name, head
+from siitjax.model.nodes import EMBED, LOGITS, edge_name, head
 from siitjax.model.transformer import init_transformer
 
 TOLERANCE = 2e-5
@@ -184,7 +186,7 @@ def test_a_nodes_score_is_that_of_the_edges_that_leave_it(deep):
     assert found[head(1, 0)] == wanted
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("random", "magnitude")])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in CONTROLS])
 def test_methods_find_the_edges_made_by_hand(by_hand, name):
     found, scores = examine(METHODS[name], by_hand, CASE, draw_pairs(CASE, 40))
     assert (found.auroc, found.average_precision, found.at_size) == (1, 1, 1)
@@ -198,6 +200,83 @@ def test_the_control_by_magnitude_prefers_who_writes_most(by_hand):
     assert found.average_precision < 1
     edges = CASE.config.nodes.possible_edges
     assert edges[int(scores.argmax())][0] in (EMBED, head(0, 1))
+
+
+def numpy_importance(parts, whole):
+    """The importance of each part to the whole, with what they lack as one part more; in plain Python."""
+    rest = [whole[d] - sum(part[d] for part in parts) for d in range(len(whole))]
+    near = [
+        max(sum(abs(w) for w in whole) - sum(abs(p - w) for p, w in zip(part, whole, strict=True)), 0)
+        for part in [*parts, rest]
+    ]
+    return [each / sum(near) if sum(near) else 0.0 for each in near[:-1]]
+
+
+def parts_and_whole(model, here, reader, i):
+    """What the senders of one sample add to what a reader reads at position i, and what that is; of a head, what it
+    writes, split through its attention pattern, a position and a sender after another."""
+    nodes, node = model.config.nodes, model.config.nodes.readers[reader]
+    senders = [s for s, sender in enumerate(nodes) if sender.depth < node.depth]
+    x = here[0] + np.float64(model.pos_embed.W_pos) + here[senders[1:]].sum(0)
+    for layer, block in enumerate(model.blocks):
+        x = x + np.float64(block.attn.b_O) * (2 * layer + 1 < node.depth)
+        x = x + np.float64(block.mlp.b_out) * (2 * layer + 2 < node.depth)
+    if node.head is None:
+        return [here[s][i] for s in senders], x[i]
+    ln, attn, h = *jax.tree.map(np.float64, (model.blocks[node.layer].ln1, model.blocks[node.layer].attn)), node.head
+    scale = np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    read = (x - x.mean(-1, keepdims=True)) / scale * ln.w + ln.b
+    near = (read[: i + 1] @ attn.W_K[h] + attn.b_K[h]) @ (read[i] @ attn.W_Q[h] + attn.b_Q[h])
+    pattern = np.exp(near / 2) / np.exp(near / 2).sum()  # d_head is 4
+
+    def through_the_head(sender):
+        seen = (here[sender] - here[sender].mean(-1, keepdims=True)) / scale * ln.w
+        return sum(pattern[j] * (seen[j] @ attn.W_V[h] @ attn.W_O[h]) for j in range(i + 1))
+
+    return [through_the_head(s) for s in senders], here[nodes.index(node)][i]
+
+
+def test_importances_are_those_of_the_papers_formula_token_by_token(deep):
+    model, pairs = deep
+    runs, nodes = run_pairs(model, DEEP, pairs), model.config.nodes
+    total, counted = np.zeros((len(nodes), len(nodes))), np.argwhere(runs.counted)
+    for pair, i in counted:
+        for reader in range(len(nodes)):
+            found = numpy_importance(*parts_and_whole(model, np.float64(runs.here[pair]), reader, i))
+            total[reader, : len(found)] += found
+    assert total.max() / len(counted) > 0.2
+    np.testing.assert_allclose(importances(model, runs), total / len(counted), atol=1e-5)
+
+
+def test_routes_are_what_the_logits_reach_at_each_threshold(deep):
+    model, pairs = deep
+    nodes = model.config.nodes
+    weights = np.random.default_rng(2).random(len(nodes.possible_edges))
+    wanted = np.zeros(len(weights))
+    for threshold in sorted(weights):
+        strong = [edge for edge, weight in zip(nodes.possible_edges, weights, strict=True) if weight >= threshold]
+        reached, before = {LOGITS}, set()
+        while reached != before:
+            before, reached = reached, reached | {sender for sender, reader in strong if reader in reached}
+        followed = [edge in strong and edge[1] in reached for edge in nodes.possible_edges]
+        wanted[followed] = threshold
+    np.testing.assert_array_equal(routes(nodes, weights), wanted)
+    assert information_flow(model, DEEP, pairs).shape == weights.shape
+
+
+def test_mibs_area_is_that_of_circuits_that_grow_from_the_logits():
+    edges = CASE.config.nodes.possible_edges  # embed to both heads and the logits; both heads to the logits
+    true, every = np.array([True, False, False, True, False]), np.ones(5, bool)
+    scores = np.array([5.0, -4.0, 1.0, 3.0, 2.0])
+    # embed->L0H0 scores most, but waits for L0H0->logits; so embed->L0H1 waits for L0H1->logits.
+    assert grown(edges, scores) == [3, 0, 4, 1, 2]
+    # Circuits of 1, 3 and 5 edges: half of the true ones and no other, both and a third of the others, all.
+    assert mib_auroc(edges, scores, true, every) == pytest.approx(1 / 3 * 3 / 4 + 2 / 3)
+    # A silent edge may be taken and counts as neither: both true ones and none of two others, then all.
+    counted = np.array([True, True, True, True, False])
+    assert mib_auroc(edges, scores, true, counted) == pytest.approx(1)
+    # From worst to best: of 1 edge one of the others, of 3 the others all, of 5 all.
+    assert mib_auroc(edges, np.array([1.0, 4, 5, 2, 3]), true, every) == pytest.approx(0)
 
 
 def test_acdc_keeps_fewer_edges_at_higher_thresholds(by_hand):

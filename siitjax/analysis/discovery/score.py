@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
+from siitjax.analysis.discovery.budgets import mib_auroc
 from siitjax.analysis.discovery.known import Known, known_edges
 from siitjax.analysis.discovery.methods import Method
 from siitjax.analysis.discovery.pairs import Pairs
@@ -28,6 +29,7 @@ class Found:
         at_size: the share of the k edges with the largest scores that are true, where k are true: precision and recall
             are equal there.
         true, counted: how many edges are true, and how many count.
+        mib_auroc: the area over circuits of ten sizes (see `siitjax.analysis.discovery.budgets`); None of nodes.
     """
 
     auroc: float
@@ -35,6 +37,7 @@ class Found:
     at_size: float
     true: int
     counted: int
+    mib_auroc: float | None
 
 
 def examine(
@@ -81,7 +84,15 @@ def score(scores: np.ndarray, known: Known, name: str = "the method") -> Found:
         where = _word(known.names[int(np.flatnonzero(~np.isfinite(scores))[0])])
         raise UserError(f"{name} gives {scores[~np.isfinite(scores)][0]} for {where}; scores must be finite numbers")
     size, true = np.abs(scores.astype(float))[known.counted], known.true[known.counted]
-    return Found(auroc(size, true), average_precision(size, true), at_size(size, true), int(true.sum()), len(true))
+    edges = [name for name in known.names if isinstance(name, tuple)]
+    return Found(
+        auroc(size, true),
+        average_precision(size, true),
+        at_size(size, true),
+        int(true.sum()),
+        len(true),
+        mib_auroc(edges, scores.astype(float), known.true, known.counted) if edges else None,
+    )
 
 
 def _word(thing: object) -> str:

@@ -7,20 +7,21 @@ trained it, and (of shipped models) the metrics.
 
 import json
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from siitjax.base.errors import UserError, one_line
+from siitjax.base.jsonl import Row
 from siitjax.base.versions import versions
 from siitjax.causal.behaviour import Computed, behaviour, compute
 from siitjax.causal.case import Case
 from siitjax.causal.registry import described, locate
 from siitjax.model.transformer import Transformer
 from siitjax.model.weights import METADATA, checked_model, read_config, read_tensors, read_weights, save_weights
-from siitjax.siit.metrics import Shares, read_shares
+from siitjax.siit.metrics import Shares, read_shares, share
 from siitjax.sweep.rows import read_rows, weights_file
 
 MODEL_FILE = "model.safetensors"
@@ -170,16 +171,57 @@ def read_converged(folder: Path, case_of: Callable[[dict[str, Any]], Case]) -> d
     Raises:
         UserError: it is no such folder, or a member cannot be read.
     """
+    rows = _members(folder, "python -m sweeps.capacity")
+    return {
+        f"{setting}, seed {seed}": trained
+        for (setting, seed), trained in _read(folder, [row for row in rows if row["stop"] == "converged"], case_of)
+    }
+
+
+def read_holding(folder: Path, case_of: Callable[[dict[str, Any]], Case]) -> dict[tuple[str, int], Trained]:
+    """The members of a sweep under swaps of edges that hold their circuit under swaps of every kind, by setting and
+    seed.
+
+    Args:
+        case_of: as `read_trained` takes it.
+
+    Raises:
+        UserError: it is no such folder, its members were trained under swaps of nodes, none of them holds, or one
+            cannot be read.
+    """
+    rows = _members(folder, leaves := "python -m sweeps.table --swaps=edges")
+    if not any("holds" in row for row in rows):
+        raise UserError(f"{folder} is of members trained under swaps of nodes; give a folder that {leaves} leaves")
+    holding = [row for row in rows if row.get("holds") and share(row, "accuracy") == 1]
+    if not holding:
+        raise UserError(f"{folder} has no member that holds, of {len(rows)}; give a folder that has one")
+    return dict(_read(folder, holding, case_of))
+
+
+def _members(folder: Path, leaves: str) -> list[Row]:
+    """The rows of a sweep's results folder; UserError where it is none.
+
+    Args:
+        leaves: the command that leaves such a folder.
+    """
     try:
         if not (rows := read_rows(folder)):
             raise ValueError("it holds no rows")
-        converged = [(row["setting"], row["seed"], row["member"]) for row in rows if row["stop"] == "converged"]
+        for row in rows:
+            _ = row["setting"], row["seed"], row["member"], row["stop"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        why = one_line(error)
         raise UserError(
-            f"{folder} is not a sweep's results folder ({why}); give one, such as python -m sweeps.capacity leaves"
+            f"{folder} is not a sweep's results folder ({one_line(error)}); give one, such as {leaves} leaves"
         ) from None
+    return rows
+
+
+def _read(
+    folder: Path, rows: Iterable[Row], case_of: Callable[[dict[str, Any]], Case]
+) -> Iterator[tuple[tuple[str, int], Trained]]:
+    """The members of some rows, each with its setting and seed."""
     # Seeds of a setting get the same case, and so share what is compiled for it.
     made = cache(lambda text: case_of(json.loads(text)))
-    same = lambda description: made(json.dumps(description))
-    return {f"{setting}, seed {seed}": read_trained(weights_file(folder, i), same) for setting, seed, i in converged}
+    for row in rows:
+        trained = read_trained(weights_file(folder, row["member"]), lambda description: made(json.dumps(description)))
+        yield (row["setting"], row["seed"]), trained

@@ -1,4 +1,8 @@
-"""What discovery methods found over several models: a table, paired differences, and a picture."""
+"""What discovery methods found over several models: tables, paired differences, and a picture.
+
+A model may have several transformers: the shipped one, and others that were trained from other seeds. They are averaged
+first, so that intervals are over models.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -29,11 +33,25 @@ def approximate(rows: Iterable[Row]) -> list[str]:
     return [method for method in methods_of(rows) if method not in (*CONTROLS, *EXACT)]
 
 
+def of_models(rows: Iterable[Row], figure: str) -> dict[str, list[float]]:
+    """By model, a figure of each of its transformers; without those that have none."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row[figure] is not None:
+            found.setdefault(row["model"], []).append(row[figure])
+    return found
+
+
+def over_models(rows: Iterable[Row], figure: str) -> list[float]:
+    """A figure of each model, the mean of its transformers."""
+    return [float(np.mean(each)) for each in of_models(rows, figure).values()]
+
+
 def above_chance(rows: Sequence[Row], model: str, at: str) -> float | None:
     """The mean, over the approximate methods, of a model's average precision above chance; None where one lacks."""
-    found = {row["method"]: row["above_chance"] for row in rows if (row["model"], row["at"]) == (model, at)}
-    wanted = approximate(rows)
-    return float(np.mean([found[method] for method in wanted])) if wanted and set(wanted) <= set(found) else None
+    ours, wanted = [row for row in rows if (row["model"], row["at"]) == (model, at)], approximate(rows)
+    found = [over_models([row for row in ours if row["method"] == method], "above_chance") for method in wanted]
+    return float(np.mean(found)) if found and all(found) else None
 
 
 def sharing(rows: Sequence[Row]) -> Differences:
@@ -77,7 +95,8 @@ def span(values: Sequence[float]) -> str:
 def methods_table(rows: Sequence[Row], title: str) -> Table:
     """One row a method, and kind of model."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    columns = ("AUROC", "average precision", "least", "at size", "CPR", "CMD", "nodes: AUROC", "nodes: AP", "s")
+    columns = ("AUROC", "MIB's AUROC", "average precision", "least", "at size", "CPR", "CMD", "nodes: AUROC")
+    columns += ("nodes: AP", "s")
     for column in ("method", "models", *columns):
         table.add_column(column, justify="left" if column in ("method", "models") else "right", no_wrap=True)
     for at in (AT_EDGES, AT_NODES):
@@ -85,14 +104,15 @@ def methods_table(rows: Sequence[Row], title: str) -> Table:
             ours = [row for row in rows if (row["method"], row["at"]) == (method, at)]
             if not ours:
                 continue
-            each = lambda name, ours=ours: [row[name] for row in ours if row[name] is not None]
+            each = lambda name, ours=ours: over_models(ours, name)
             seconds = [row["seconds"] for row in ours if row["compiled"]]
             table.add_row(
                 method,
-                f"{len(ours)} true at {at}",
+                f"{len(of_models(ours, 'auroc'))} true at {at}",
                 span(each("auroc")),
+                span(each("mib_auroc")),
                 span(each("average_precision")),
-                f"{min(each('average_precision')):.2f}",
+                f"{min(row['average_precision'] for row in ours):.2f}",
                 span(each("at_size")),
                 span(each("cpr")),
                 span(each("cmd")),
@@ -102,14 +122,51 @@ def methods_table(rows: Sequence[Row], title: str) -> Table:
             )
     table.caption = (
         "centre over models (Hodges and Lehmann) and its 95% interval (signed ranks); least: the lowest average "
-        "precision of a model; s: median of the runs whose program was compiled before"
+        "precision of a transformer; s: median of the runs whose program was compiled before"
     )
     table.caption_justify = "left"
     return table
 
 
+def seeds_table(rows: Sequence[Row], title: str) -> Table | None:
+    """By how much average precision differs between the seeds of a model, and between models; one row a method.
+
+    Both are standard deviations, over models whose edges are true and that have two transformers or more: within a
+    model, the root of the mean variance; between models, that of their means. None where there are not two such models.
+    """
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for column in ("method", "models", "transformers", "sd within a model", "sd between models"):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    for method in methods_of(rows):
+        ours = [row for row in rows if (row["method"], row["at"]) == (method, AT_EDGES)]
+        found = [each for each in of_models(ours, "average_precision").values() if len(each) > 1]
+        if len(found) < 2:
+            return None
+        within = np.sqrt(np.mean([np.var(each, ddof=1) for each in found]))
+        between = np.std([np.mean(each) for each in found], ddof=1)
+        table.add_row(method, f"{len(found)}", f"{sum(map(len, found))}", f"{within:.3f}", f"{between:.3f}")
+    table.caption = "standard deviations of average precision over edges, where the edges are true"
+    table.caption_justify = "left"
+    return table
+
+
+def models_table(rows: Sequence[Row], title: str) -> Table:
+    """Average precision of each method on each of a few models."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for column in ("model", "true of all edges", *methods_of(rows)):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    for model, one in {row["model"]: row for row in rows}.items():
+        ours = [[row for row in rows if (row["model"], row["method"]) == (model, m)] for m in methods_of(rows)]
+        found = (f"{over_models(each, 'average_precision')[0]:.2f}" if each else "-" for each in ours)
+        table.add_row(model, f"{one['true']} of {one['counted']}", *found)
+    table.caption = "average precision over edges; the verdict leaves these models out"
+    table.caption_justify = "left"
+    return table
+
+
 def picture(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Average precision by method, a dot a model: full where its edges are true, open where it holds at nodes alone."""
+    """Average precision by method, a dot a transformer: full where its edges are true, open where it holds at nodes
+    alone."""
     methods = methods_of(rows)
     tasks = sorted({row["tasks"] for row in rows})
     with matplotlib.rc_context(STYLE):

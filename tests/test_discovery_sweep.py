@@ -141,7 +141,9 @@ def test_folders_without_members_that_hold_are_refused_in_one_line(tmp_path, com
     for name, held in folders.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
-    found = commands(Discovery, *((f"--members={tmp_path / name}", f"--out={tmp_path / 'new'}") for name in folders))
+    found = commands(
+        Discovery, *((*SMALL, f"--members={tmp_path / name}", f"--out={tmp_path / 'new'}") for name in folders)
+    )
     words = (
         "has no member that holds, of 1; give a folder that has one",
         "is of members trained under swaps of nodes; give a folder that python -m sweeps.table --swaps=edges leaves",

@@ -7,6 +7,7 @@ from itertools import product
 from siitjax.base.command import flag, main
 from siitjax.questions.question import Question
 from siitjax.questions.report import Verdict
+from siitjax.questions.statistics.ranks import Differences
 from siitjax.questions.statistics.speed import holm, interaction, ratio
 from siitjax.siit.train import Hyperparams, Updates
 from siitjax.sweep.engine import Member
@@ -53,6 +54,20 @@ class Betas(Question):
             for beta1, beta2, updates in settings
             for seed in range(self.seeds)
         ]
+
+    def comparisons(self, rows: Sequence[Row]) -> dict[str, Differences]:
+        first, *others = self.beta2
+        pair = lambda beta1, beta2: (
+            self._of(rows, beta1, beta2, "single"),
+            self._of(rows, beta1, beta2, "three"),
+        )
+        each = {
+            f"single / three at {self._name(*betas)}": ratio(*pair(*betas)) for betas in product(self.beta1, self.beta2)
+        }
+        return each | {
+            f"that at {self._name(beta1, beta2)} / at {first:g}": interaction(*pair(beta1, first), *pair(beta1, beta2))
+            for beta1, beta2 in product(self.beta1, others)
+        }
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         if set(self.updates) != {"single", "three"} or len(self.beta2) < 2:

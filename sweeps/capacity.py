@@ -17,7 +17,7 @@ from siitjax.questions.statistics.ranks import LEVEL
 from siitjax.siit.objective import DrawnPer
 from siitjax.siit.train import Hyperparams
 from siitjax.sweep.engine import Member
-from siitjax.sweep.results import Results, Row
+from siitjax.sweep.results import Row
 
 FITS = 2 / 3
 """The share of seeds that have to converge where tasks are said to fit; fixed before the first run."""
@@ -99,16 +99,16 @@ class Capacity(Question):
             fits, unfit = fits + bool(interval.low > FITS), unfit + bool(interval.high < FITS)
         return fits, unfit
 
-    def tables(self, rows: Sequence[Row], results: Results) -> Sequence[Table]:
+    def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
         table = Table(title="Share of seeds that converge, by tasks and neurons an MLP", box=box.SIMPLE_HEAD)
         table.add_column("tasks")
         for d_mlp in self.d_mlp:
             table.add_column(f"{d_mlp}", justify="right")
         for model in self.models:
             table.add_row(model, *(f"{100 * self.share(rows, model, d):.0f}%" for d in self.d_mlp))
-        return [*super().tables(rows, results), table]
+        return [*super().tables(rows), table]
 
-    def picture(self, rows: Sequence[Row], results: Results, verdict: Verdict, path: Path) -> None:
+    def picture(self, rows: Sequence[Row], verdict: Verdict, path: Path) -> None:
         from siitjax.questions.pictures import heat_map
 
         shares = [[self.share(rows, model, d) for d in self.d_mlp] for model in self.models]

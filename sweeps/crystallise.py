@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from siitjax.model.weights import load_weights, state_dict
 from siitjax.questions.question import Question
 from siitjax.questions.report import Verdict
 from siitjax.questions.statistics.paired import by_seed
-from siitjax.questions.statistics.ranks import LEAST
+from siitjax.questions.statistics.ranks import LEAST, Differences
 from siitjax.questions.statistics.speed import Speed, holm, ratio
 from siitjax.siit.fresh_pairs import list_batches
 from siitjax.siit.objective import DrawnPer
@@ -129,8 +129,7 @@ class Crystallise(Question):
 
     def speeds(self, rows: Sequence[Row]) -> dict[str, Speed]:
         """How many times the epochs from drawn weights, and how many of them with the placement found."""
-        scratch, declared, found = (by_seed(rows, name) for name in (SCRATCH, DECLARED, FOUND))
-        return holm({DECLARED: ratio(declared, scratch), FOUND: ratio(found, declared)})
+        return holm(dict(zip((DECLARED, FOUND), self.comparisons(rows).values(), strict=True)))
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         seeds = by_seed(rows, DECLARED)
@@ -145,12 +144,34 @@ class Crystallise(Question):
             return Verdict("contradicted", f"{seen}.")
         return Verdict("undecided" if speeds[DECLARED].kind == "unclear" else "supported", f"{seen}.")
 
-    def tables(self, rows: Sequence[Row], results: Results) -> Sequence[Table]:
+    def comparisons(self, rows: Sequence[Row]) -> dict[str, Differences]:
+        scratch, declared, found = (by_seed(rows, name) for name in (SCRATCH, DECLARED, FOUND))
+        return {"as declared / from scratch": ratio(declared, scratch), "as found / declared": ratio(found, declared)}
+
+    def measure(self, rows: Sequence[Row], results: Results) -> Iterator[Row]:
+        """The least accuracy on the way, how far the weights moved, their cosine, and where variables were found."""
+        flat = lambda file: np.concatenate([np.ravel(w) for w in state_dict(load_weights(file)).values()])
+        kept = json.loads((Path(self.alone) / PLACEMENTS).read_text())
+        for row in rows:
+            start = results.members[row["member"]].start
+            if start is None:
+                continue
+            before, after = flat(start), flat(results.weights(row))
+            length = float(np.linalg.norm(before))
+            yield {
+                "member": row["member"],
+                "least_accuracy": min(results.curves(row)["accuracy"]),
+                "moved": float(np.linalg.norm(after - before)) / length,
+                "cosine": float(before @ after) / (length * float(np.linalg.norm(after))),
+                "places": kept[str(row["seed"])] if row["setting"] == FOUND else None,
+            }
+
+    def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
         table = Table(title="What changed on the way, medians over seeds", box=box.SIMPLE_HEAD, title_justify="left")
         for column in ("setting", "least accuracy", "weights moved", "kept their direction"):
             table.add_column(column, justify="left" if column == "setting" else "right")
         for name in (DECLARED, FOUND):
-            ways = [self._way(row, results) for row in by_seed(rows, name)]
+            ways = [(r["least_accuracy"], r["moved"], r["cosine"]) for r in by_seed(rows, name) if "moved" in r]
             least, moved, cosine = np.median(ways, axis=0) if ways else (np.nan,) * 3
             table.add_row(name, percent(float(least)), f"{moved:.2f}", f"{cosine:.2f}")
         table.caption = (
@@ -158,21 +179,11 @@ class Crystallise(Question):
             "direction: the cosine of the weights before and after"
         )
         table.caption_justify = "left"
-        return [*super().tables(rows, results), table, self._places(rows)]
-
-    def _way(self, row: Row, results: Results) -> tuple[float, float, float]:
-        """The least accuracy of an epoch, how far the weights moved, and their cosine with what they were."""
-        flat = lambda file: np.concatenate([np.ravel(w) for w in state_dict(load_weights(file)).values()])
-        start = results.members[row["member"]].start
-        assert start is not None
-        before, after = flat(start), flat(results.weights(row))
-        length = float(np.linalg.norm(before))
-        cosine = float(before @ after) / (length * float(np.linalg.norm(after)))
-        return min(results.curves(row)["accuracy"]), float(np.linalg.norm(after - before)) / length, cosine
+        measured = any("moved" in row for row in rows)  # not so in rows of an older version
+        return [*super().tables(rows), *((table, self._places(rows)) if measured else ())]
 
     def _places(self, rows: Sequence[Row]) -> Table:
         """Where each variable was found, and how well its node played the part before any node was swapped."""
-        kept = json.loads((Path(self.alone) / PLACEMENTS).read_text())
         table = Table(title="Where the variables were found", box=box.SIMPLE_HEAD, title_justify="left")
         table.add_column("seed", justify="right")
         case = self.build()
@@ -180,7 +191,7 @@ class Crystallise(Question):
         for variable in held:
             table.add_column(f"{variable.name} ({variable.place})", justify="right")
         for row in by_seed(rows, FOUND):
-            found = kept[str(row["seed"])]
+            found = row["places"]
             table.add_row(
                 f"{row['seed']}",
                 *(f"{found[v.place]['node']} {percent(found[v.place]['score'])}" for v in held if v.place),

@@ -8,6 +8,7 @@ from siitjax.base.errors import UserError
 from siitjax.questions.question import Question
 from siitjax.questions.report import Verdict
 from siitjax.questions.statistics.paired import by_seed
+from siitjax.questions.statistics.ranks import Differences
 from siitjax.questions.statistics.speed import holm, ratio
 from siitjax.siit.objective import DrawnPer
 from siitjax.siit.train import Hyperparams
@@ -52,14 +53,18 @@ class Heads(Question):
             for seed in range(2 if self.quick else self.seeds)
         ]
 
+    def comparisons(self, rows: Sequence[Row]) -> dict[str, Differences]:
+        return {f"shared / own, d_head {d}": found for d, found in self._ratios(rows).items()}
+
     def verdict(self, rows: Sequence[Row]) -> Verdict:
-        found = holm(
-            {d: ratio(by_seed(rows, _setting(True, d)), by_seed(rows, _setting(False, d))) for d in self.d_head}
-        )
+        found = holm(self._ratios(rows))
         seen = "; ".join(f"at d_head {d} {speed.words('shared', 'own')}" for d, speed in found.items())
         kinds = {speed.kind for speed in found.values()}
         kind = "supported" if kinds & {"as fast", "faster"} else "contradicted" if kinds == {"slower"} else "undecided"
         return Verdict(kind, f"{seen}.")
+
+    def _ratios(self, rows: Sequence[Row]) -> dict[int, Differences]:
+        return {d: ratio(by_seed(rows, _setting(True, d)), by_seed(rows, _setting(False, d))) for d in self.d_head}
 
 
 def _setting(share: bool, d_head: int) -> str:

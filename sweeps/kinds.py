@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rich import box
 from rich.table import Table
@@ -16,7 +17,7 @@ from siitjax.questions.statistics.ranks import LEAST
 from siitjax.siit.objective import DrawnPer
 from siitjax.siit.recipe import Recipe
 from siitjax.sweep.engine import Member
-from siitjax.sweep.results import Results, Row
+from siitjax.sweep.results import Row
 
 ALL = "all kinds"
 LEFT_OUT: Mapping[str, Mapping[str, float]] = {
@@ -80,8 +81,8 @@ class Kinds(Question):
             return Verdict("contradicted", f"it holds as well with {', '.join(needless)}; seeds that hold: {counts}.")
         return Verdict("supported", f"without any kind it does not hold; seeds that hold: {counts}.")
 
-    def tables(self, rows: Sequence[Row], results: Results) -> Sequence[Table]:
-        return [*super().tables(rows, results), self.worst_swaps(rows)]
+    def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
+        return [*super().tables(rows), self.worst_swaps(rows)]
 
     def worst_swaps(self, rows: Sequence[Row]) -> Table:
         """What the worst swap of each kind comes to, a column a setting."""
@@ -99,12 +100,25 @@ class Kinds(Question):
         table.caption_justify = "left"
         return table
 
+    def picture(self, rows: Sequence[Row], verdict: Verdict, path: Path) -> None:
+        from siitjax.questions.pictures import heat_map
+
+        kinds = [kind["words"] for kind in rows[0]["edges"]]
+        shares = [[self._least(rows, name, i) for name in LEFT_OUT] for i in range(len(kinds))]
+        title = f"{self.title} ({self.about})\n{verdict.kind.capitalize()}"
+        heat_map(shares, kinds, [*LEFT_OUT], ("", "training draws"), title, path, "worst swap, of changed labels")
+
     def _worst(self, rows: Sequence[Row], name: str, kind: int) -> str:
-        found = [row["edges"][kind] for row in by_seed(rows, name)]
+        found = by_seed(rows, name)
         if not found:
             return "-"
-        shares = [f["worst"] if f["worst_changed"] is None else f["worst_changed"] for f in found]
-        return percent(min(shares)) + ("" if all(f["holds"] for f in found) else "*")
+        least = percent(self._least(rows, name, kind))
+        return least + ("" if all(row["edges"][kind]["holds"] for row in found) else "*")
+
+    def _least(self, rows: Sequence[Row], name: str, kind: int) -> float:
+        """The least share of a seed on the labels that the worst swap changes; of all tokens, where it changes none."""
+        found = [row["edges"][kind] for row in by_seed(rows, name)]
+        return min((f["worst"] if f["worst_changed"] is None else f["worst_changed"] for f in found), default=0.0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Does swapping one unused node at a time in training leave backup behaviour that single swaps do not show?"""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +14,6 @@ from rich.table import Table
 
 from siitjax.analysis.ablation import ablate
 from siitjax.base.command import main
-from siitjax.base.files import write_atomically
 from siitjax.base.share import percent
 from siitjax.model.weights import load_weights
 from siitjax.questions.against_first import AgainstFirst
@@ -25,7 +23,7 @@ from siitjax.questions.statistics.ranks import LEAST
 from siitjax.siit.evaluate import evaluate
 from siitjax.siit.metrics import share, shares
 from siitjax.siit.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key
-from siitjax.sweep.results import Results, ResultsError, Row
+from siitjax.sweep.results import Results, Row
 
 SUBSETS = "random subsets"
 ONE = "unused: one"
@@ -35,7 +33,6 @@ MARGIN = Fraction("0.1")
 """Points of accuracy that count as backup behaviour; fixed before the first run."""
 MEASURED = 500
 """Validation strings, at most, on which a member is ablated."""
-KEPT = "ablations.json"
 METRICS = {
     "siia": "SIIA",
     "joint_siia": "joint SIIA",
@@ -76,14 +73,21 @@ class Samplings(AgainstFirst):
         }
         return {name: (self.train_config(case, **how), Hyperparams()) for name, how in sampled.items()}
 
-    def measured(self, rows: Sequence[Row], results: Results) -> Sequence[Row]:
-        return measured(rows, results)
+    def measure(self, rows: Sequence[Row], results: Results) -> Iterator[Row]:
+        return ablated(rows, results)
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         return backup(rows)
 
-    def tables(self, rows: Sequence[Row], results: Results) -> Sequence[Table]:
-        return [*super().tables(rows, results), ablations(rows)]
+    def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
+        return [*super().tables(rows), ablations(rows)]
+
+    def picture(self, rows: Sequence[Row], verdict: Verdict, path: Path) -> None:
+        from siitjax.questions.pictures import strips
+
+        hidden = {name: [100 * row["hidden"] for row in by_seed(rows, name)] for name in self.settings()}
+        title = f"{self.title} ({self.about})\n{verdict.kind.capitalize()}"
+        strips(hidden, "points hidden under the worst subset of unused nodes", float(MARGIN), title, path)
 
 
 def backup(rows: Sequence[Row]) -> Verdict:
@@ -111,51 +115,32 @@ def _holds(row: Row) -> bool:
     return siia is not None and siia >= HELD
 
 
-def measured(rows: Sequence[Row], results: Results) -> list[Row]:
-    """The rows with what is measured of the trained weights, as shares; it is kept in the folder's ablations.json."""
-    path = results.folder / KEPT
-    with results.usable():
-        kept = _kept(path) if path.exists() else {}
-        if missing := [row for row in rows if row["member"] not in kept]:
-            kept |= _measure(missing, results)
-            write_atomically(path, json.dumps(list(kept.values()), indent=1) + "\n")
-    # The counts are those of the row's own pairs, whose shares are replaced in part.
-    own = [{name: value for name, value in row.items() if name != "counts"} for row in rows]
-    return [{**row, **kept[row["member"]]} for row in own]
-
-
-def _kept(path: Path) -> dict[int, Row]:
-    try:
-        names = ("member", *METRICS, "hidden", "worst_subset")
-        return {found["member"]: {name: found[name] for name in names} for found in json.loads(path.read_text())}
-    except (ValueError, TypeError, KeyError):
-        raise ResultsError(f"{path} is torn; remove it, and the members are measured again") from None
-
-
-def _measure(rows: Sequence[Row], results: Results) -> dict[int, Row]:
+def ablated(rows: Sequence[Row], results: Results) -> Iterator[Row]:
+    """What is left of each member's answers whatever becomes of its unused nodes, as shares."""
+    if not rows:
+        return
     case = results.members[0].config.case
 
     @jax.jit
     def measure(model, samples, key):
         return evaluate(model, case, samples, key=key), ablate(model, case, samples, key=key)
 
-    found = {}
     for row in track(rows, "measuring what was trained", console=Console(stderr=True)):
         samples = draw_data(results.members[row["member"]].config, row["seed"]).validation[:MEASURED]
         # Another step than that of the row's own pairs.
         key = draw_key(jax.random.key(row["seed"]), Purpose.FINAL, 1)
-        metrics, ablated = measure(load_weights(results.weights(row)), samples, key)
+        metrics, found = measure(load_weights(results.weights(row)), samples, key)
         siia = shares(metrics).siia
-        found[row["member"]] = {
+        yield {
             "member": row["member"],
+            "counts": None,  # those of the row are of its own pairs, whose shares are replaced in part
             "siia": float(siia),
             "joint_siia": float(metrics.joint.share),
             "subset_siia": float(metrics.subset.share),
-            **{name: float(getattr(ablated, name).share) for name in ("worst_siia", "zero", "mean")},
-            "hidden": float(siia - ablated.worst_siia.share),
-            "worst_subset": [*map(str, case.circuit.nodes.named(np.asarray(ablated.worst_subset)))],
+            **{name: float(getattr(found, name).share) for name in ("worst_siia", "zero", "mean")},
+            "hidden": float(siia - found.worst_siia.share),
+            "worst_subset": [*map(str, case.circuit.nodes.named(np.asarray(found.worst_subset)))],
         }
-    return found
 
 
 def ablations(rows: Sequence[Row]) -> Table:

@@ -80,7 +80,7 @@ def test_a_sweep_ends_in_a_table_a_verdict_and_a_folder_that_explains_itself(fin
     assert "95% interval" in ended.out
     assert "Undecided: at beta2 0.9 no seed of single or three converged, so they cannot be compared; " in ended.out
     members = [f"members/{i:04d}.{kind}" for i in range(8) for kind in ("csv", "safetensors")]
-    others = ["config.json", "figure.pdf", "figure.png", "rows.jsonl", "summary.json"]
+    others = ["config.json", "curves.png", "figure.pdf", "figure.png", "rows.jsonl", "summary.json"]
     assert list(contents(folder)) == sorted([*members, *others])
     config, summary = (json.loads((folder / name).read_text()) for name in ("config.json", "summary.json"))
     assert [(m["setting"], m["seed"]) for m in config["members"]] == [(r["setting"], r["seed"]) for r in rows(folder)]

@@ -15,6 +15,7 @@ from siitjax.questions.question import Question
 from siitjax.sweep import hosts
 from sweeps.betas import Betas
 from sweeps.capacity import Capacity
+from sweeps.gain import Gain
 from sweeps.heads import Heads
 from sweeps.kinds import Kinds
 from sweeps.sampling import Samplings
@@ -83,11 +84,13 @@ def test_a_subclass_gives_a_flag_another_default_and_keeps_its_text_and_range():
     assert "--often=3\n      how many times" in usage(Often)
 
 
-@pytest.mark.parametrize("question", [Betas, Capacity, Heads, Kinds, Models, Samplings, Schedules, Weights])
+@pytest.mark.parametrize("question", [Betas, Capacity, Gain, Heads, Kinds, Models, Samplings, Schedules, Weights])
 def test_a_flag_of_all_questions_has_the_same_text_in_each(question):
     about = {f.name: f.metadata["about"] for f in fields(Question)}
     own = {f.name for f in fields(question) if f.metadata["about"] != about.get(f.name, f.metadata["about"])}
-    assert own == {Models: {"case", "seeds", "batch_size"}, Capacity: {"case"}, Heads: {"case"}}.get(question, set())
+    assert own == {Models: {"case", "seeds", "batch_size"}, Capacity: {"case"}, Gain: {"case"}, Heads: {"case"}}.get(
+        question, set()
+    )
 
 
 def test_an_environment_variable_that_is_no_number_is_one_line(monkeypatch):

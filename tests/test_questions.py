@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from siitjax.base.command import parse
+from siitjax.base.errors import UserError
 from siitjax.questions.report import Verdict
 from siitjax.questions.statistics.paired import Points, by_seed, difference, points
 from siitjax.sweep.engine import Member
-from siitjax.sweep.results import Results, ResultsError, Row
+from siitjax.sweep.results import Results, Row
 from sweeps.capacity import Capacity
 from sweeps.heads import Heads
-from sweeps.sampling import METRICS, ONE, SUBSETS, Samplings, backup, measured
+from sweeps.sampling import METRICS, ONE, SUBSETS, Samplings, backup
 from sweeps.schedule import Schedules
 from sweeps.weights import Weights
 from tests.commands import run
@@ -311,7 +312,7 @@ def test_a_run_ends_in_what_is_measured_of_the_trained_weights(tmp_path):
     assert ended.code == 0, ended.err
     assert "The unused nodes of what was trained" in ended.out
     assert "seeds hold single swaps (SIIA 99.9) both ways, and the comparison needs 6." in ended.out
-    kept = json.loads((folder / "ablations.json").read_text())
+    kept = [json.loads(line) for line in (folder / "measured.jsonl").read_text().splitlines()]
     assert [one["member"] for one in kept] == [0, 1, 2, 3]
     for one in kept:
         assert 0 <= one["worst_siia"] <= min(one["joint_siia"], one["siia"]) + 1e-6
@@ -320,16 +321,15 @@ def test_a_run_ends_in_what_is_measured_of_the_trained_weights(tmp_path):
 
 
 def test_what_was_measured_is_kept_and_not_measured_again(tmp_path):
-    results = Results(tmp_path, "", tuple(Samplings(seeds=1).members()))
+    question = Samplings(seeds=1)
+    results = Results(tmp_path, "", tuple(question.members()))
     rows = [{"member": 0, "setting": SUBSETS, "seed": 0, "siia": 0.7}]
     shares = {name: i / 10 for i, name in enumerate(METRICS)}
     kept = {"member": 0, **shares, "hidden": 0.3, "worst_subset": ["L0H0"]}
-    (tmp_path / "ablations.json").write_text(json.dumps([kept]))
-    assert measured(rows, results) == [{**rows[0], **kept}]
-    for torn in ('[{"member": 0', '[{"member": 0}]', "[0]", "0"):
-        (tmp_path / "ablations.json").write_text(torn)
-        with pytest.raises(
-            ResultsError, match=r"ablations.json is torn; remove it, and the members are measured again"
-        ):
-            measured(rows, results)
-        assert (tmp_path / "ablations.json").read_text() == torn
+    results.measured.append(kept)
+    assert question.measured(rows, results) == [{**rows[0], **kept}]
+    torn = '{"member": 0\n' + json.dumps(kept) + "\n"
+    (tmp_path / "measured.jsonl").write_text(torn)
+    with pytest.raises(UserError, match=r"measured.jsonl line 1 is torn: it is not whole JSON; restore it"):
+        question.measured(rows, results)
+    assert (tmp_path / "measured.jsonl").read_text() == torn

@@ -7,9 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from siitjax.questions.pictures import picture
-from siitjax.questions.report import Verdict, summarise, table
-from siitjax.questions.statistics.paired import Points, difference
+from siitjax.questions.pictures import curves_picture, picture, strips
+from siitjax.questions.report import summarise, table
+from siitjax.questions.statistics.paired import Points, by_seed, difference
+from siitjax.questions.statistics.speed import ratio
 from siitjax.sweep.results import CURVES, Results, Row
 from sweeps.schedule import Schedules
 from sweeps.table import Models
@@ -46,12 +47,11 @@ def test_a_table_shows_a_dash_where_no_seed_has_the_metric():
     assert words[5:] == ["15", "100", "100", "-", "-", "100", "100", "2.0"]
 
 
-def test_the_tables_of_questions_show_it_too(tmp_path):
-    nothing = Results(tmp_path, "", ())
+def test_the_tables_of_questions_show_it_too():
     rows = [{**one, "setting": name} for name in Schedules().settings() for one in setting(10, 20, **NONE)]
-    _, beside = Schedules().tables(rows, nothing)
+    _, beside = Schedules().tables(rows)
     assert printed(beside, "constant 0.001") == ["constant", "0.001", "1.00", "+0.000", "-", "+0.000", "+0.000"]
-    _, published = Models().tables([row(0, 10, setting="1, causal", member=0, **NONE)], nothing)
+    _, published = Models().tables([row(0, 10, setting="1, causal", member=0, **NONE)])
     assert printed(published, "1 causal")[4:] == ["100", "100", "-", "-", "100", "100", "no"]
 
 
@@ -68,5 +68,14 @@ def curves(folder, member: int, changed: str) -> Row:
 
 def test_a_picture_of_curves_that_no_seed_has_is_drawn_without_a_warning(tmp_path):
     rows = [curves(tmp_path, 0, "nan"), curves(tmp_path, 1, "0.5")]
-    picture(Results(tmp_path, "", ()), rows, "title", Verdict("undecided", "of nothing."), tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 0
+    curves_picture(Results(tmp_path, "", ()), rows, "title", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+def test_a_picture_of_ratios_shows_bounds_and_the_lack_of_any(tmp_path):
+    rows = [*setting(*range(10, 18)), *(r | {"setting": "b"} for r in setting(*[12] * 7, 100))]
+    known, none = ratio(by_seed(rows, "b"), by_seed(rows, "a")), ratio([], [])
+    picture(rows, {"b / a": known, "of nothing": none}, "title", tmp_path / "figure.png")
+    picture([], {}, "title", tmp_path / "empty.png")
+    strips({"a": [0.0, 0.3], "b": []}, "points", 0.1, "title", tmp_path / "strips.png")
+    assert all((tmp_path / f"{name}.png").stat().st_size > 0 for name in ("figure", "empty", "strips"))

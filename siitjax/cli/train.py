@@ -18,7 +18,7 @@ from siitjax.questions.report import Verdict
 from siitjax.siit.metrics import share
 from siitjax.siit.recipe import Recipe
 from siitjax.sweep.engine import Member
-from siitjax.sweep.results import Results, Row
+from siitjax.sweep.results import Row
 from siitjax.sweep.rows import read_rows, weights_file
 
 Named = Literal["default", "published"]
@@ -106,16 +106,14 @@ class Train(Sweep):
             said = f"{good} of {len(rows)} seeds converged: accuracy, IIA and SIIA were 100% on the validation pairs."
         return Reached("supported" if good == len(rows) else "contradicted", said)
 
-    def tables(self, rows: Sequence[Row], results: Results) -> Sequence[Table]:
+    def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
         table = Table(title=f"{self.title} ({self.about})", box=box.SIMPLE_HEAD, title_justify="left")
         for column in ("seed", "stopped", "epochs", "seconds", *FIGURES, "weights"):
             table.add_column(column, justify="left" if column in ("stopped", "weights") else "right", no_wrap=True)
         for row in rows:
             figures = [percent(share(row, name)) for name in FIGURES.values()]
-            file = results.weights(row)
-            table.add_row(
-                f"{row['seed']}", row["stop"], f"{row['epochs']}", f"{row['seconds']:.1f}", *figures, file.name
-            )
+            file = weights_file(Path(), row["member"]).name
+            table.add_row(f"{row['seed']}", row["stop"], f"{row['epochs']}", f"{row['seconds']:.1f}", *figures, file)
         table.caption = "metrics in %, on validation pairs drawn after the end"
         table.caption_justify = "left"
         return [table]

@@ -10,11 +10,12 @@ from rich.table import Table
 from siitjax.base.command import flag
 from siitjax.questions.question import Question
 from siitjax.questions.statistics.paired import by_seed, difference
+from siitjax.questions.statistics.ranks import Differences
 from siitjax.questions.statistics.speed import Speed, holm, ratio
 from siitjax.siit.objective import DrawnPer
 from siitjax.siit.train import Hyperparams, TrainConfig
 from siitjax.sweep.engine import Member
-from siitjax.sweep.results import Results, Row
+from siitjax.sweep.results import Row
 
 QUICK = 5
 """Seeds a setting of the quick form."""
@@ -47,12 +48,16 @@ class AgainstFirst(Question):
             return replace(self, quick=False, case="left_greater", seeds=min(self.seeds, QUICK)).run()
         return super().run()
 
+    def comparisons(self, rows: Sequence[Row]) -> dict[str, Differences]:
+        first, *others = self.settings()
+        return {f"{name} / {first}": ratio(by_seed(rows, name), by_seed(rows, first)) for name in others}
+
     def speeds(self, rows: Sequence[Row], names: Sequence[str] = ()) -> dict[str, Speed]:
         """How many times the epochs of the first setting others need: those of these names, or all; one family."""
         first, *others = self.settings()
         return holm({name: ratio(by_seed(rows, name), by_seed(rows, first)) for name in names or others})
 
-    def tables(self, rows: Sequence[Row], results: Results) -> Sequence[Table]:
+    def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
         first, *_ = self.settings()
         table = Table(title=f"Beside {first}, seed by seed", box=box.SIMPLE_HEAD, title_justify="left")
         for column in ("setting", "times the epochs", "IIA", "changed IIA", "SIIA", "joint SIIA"):
@@ -66,4 +71,4 @@ class AgainstFirst(Question):
             "95% intervals, each without correction for the others"
         )
         table.caption_justify = "left"
-        return [*super().tables(rows, results), table]
+        return [*super().tables(rows), table]

@@ -4,8 +4,9 @@ Apart from the tables, since matplotlib takes as long to import as all that trai
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -14,7 +15,8 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from siitjax.questions.report import Setting, Verdict, summarise
+from siitjax.questions.statistics.ranks import Differences
+from siitjax.questions.statistics.speed import MARGIN
 from siitjax.sweep.results import Results, Row
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
@@ -26,26 +28,64 @@ STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.
 """Of every picture; those with many panels take a smaller font."""
 
 
-def picture(results: Results, rows: Sequence[Row], title: str, verdict: Verdict, path: Path) -> None:
-    """Training curves by setting with bands, and convergence with intervals.
+def picture(rows: Sequence[Row], comparisons: Mapping[str, Differences], title: str, path: Path) -> None:
+    """The share of members that have converged, by epoch and setting; and how many times another's epochs each needs.
 
-    A curve is the median over seeds, its band their quartiles; a member that stopped early keeps its last value.
-    Bars are Wilson 95% intervals; a dot is a member, open where it did not converge, and a stroke their median.
+    A faint dot is a seed, an arrow one of which only a bound is known; a stroke is the centre with its 95% interval
+    (each without correction for the others), and the band is what counts as equal, from 1 / 1.25 to 1.25.
     """
-    settings = summarise(rows)
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 3.9 + 0.12 * len(settings)), layout="constrained")
-        axes = figure.subplots(1, 4, width_ratios=(3, 3, 2, 2))
-        for axis, metric, label in zip(axes, ("changed_iia", "siia"), ("IIA on changed labels", "SIIA"), strict=False):
-            for i, s in enumerate(settings):
-                _curve(axis, _errors(results, [r for r in rows if r["setting"] == s.name], metric), i, s.name)
+        height = 2.2 + 0.16 * len(settings) + 0.42 * len(comparisons)
+        figure = Figure(figsize=(6, height), layout="constrained")
+        figure.suptitle(_wrapped(title), fontsize=9, x=0.01, ha="left")
+        parts = 1 + bool(comparisons)
+        axes = figure.subplots(parts, squeeze=False, height_ratios=(2.2, 0.4 + 0.42 * len(comparisons))[:parts])[:, 0]
+        for i, name in enumerate(settings):
+            _converging(axes[0], [row for row in rows if row["setting"] == name], i, name)
+        axes[0].set(xlabel="epoch", ylabel="share converged", ylim=(-0.03, 1.03), xlim=(0, None))
+        if settings:
+            figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8)
+        if comparisons:
+            _ratios(axes[1], comparisons)
+        figure.savefig(path, dpi=150)
+
+
+def strips(values: Mapping[str, Sequence[float]], label: str, margin: float, title: str, path: Path) -> None:
+    """A line a setting, a dot a seed, a stroke their median; the axis is linear up to `margin`, logarithmic beyond."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6, 1.5 + 0.35 * len(values)), layout="constrained")
+        axis = figure.subplots()
+        for i, (name, seeds) in enumerate(values.items()):
+            spread = np.linspace(-0.25, 0.25, len(seeds)) if len(seeds) > 1 else np.zeros(len(seeds))
+            axis.plot(seeds, i + spread, "o", color=_look(i)[0], markersize=4, alpha=0.6, label=name)
+            if len(seeds):
+                axis.vlines(float(np.median(seeds)), i - 0.35, i + 0.35, color=_look(i)[0], linewidth=2)
+        axis.axvline(margin, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xscale("symlog", linthresh=margin, linscale=0.5)
+        axis.set(xlabel=label, ylim=(len(values) - 0.5, -0.5), xlim=(-0.1 * margin, None))
+        axis.set_yticks(range(len(values)), [*values])
+        figure.suptitle(_wrapped(title), fontsize=9, x=0.01, ha="left")
+        figure.savefig(path, dpi=150)
+
+
+def curves_picture(results: Results, rows: Sequence[Row], title: str, path: Path) -> None:
+    """Training curves by setting: the median over seeds, in a band of their quartiles.
+
+    A member that stopped early keeps its last value.
+    """
+    settings = dict.fromkeys(row["setting"] for row in rows)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 3.4 + 0.12 * len(settings)), layout="constrained")
+        axes = figure.subplots(1, 2)
+        for axis, metric, label in zip(axes, ("changed_iia", "siia"), ("IIA on changed labels", "SIIA"), strict=True):
+            for i, name in enumerate(settings):
+                _curve(axis, _errors(results, [row for row in rows if row["setting"] == name], metric), i, name)
             axis.set_yscale("symlog", linthresh=FLOOR, linscale=0.4)
             axis.set(xlabel="epoch", ylabel=f"1 - {label}", ylim=(-0.05 * FLOOR, 1), xlim=(1, None))
-        _convergence(axes[2], settings)
-        _epochs(axes[3], settings, rows)
         handles, names = axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
-        figure.suptitle(f"{title}\n{verdict}", fontsize=9, x=0.01, ha="left", wrap=True)
+        figure.suptitle(_wrapped(title), fontsize=9, x=0.01, ha="left")
         figure.savefig(path, dpi=150)
 
 
@@ -56,13 +96,15 @@ def heat_map(
     labels: tuple[str, str],
     title: str,
     path: Path,
+    what: str = "share of seeds",
 ) -> None:
     """Shares from 0 to 1 as a map, a line of it for each of `rows`; `labels` name the rows and the columns."""
     with matplotlib.rc_context({"font.size": 9, "pdf.fonttype": 42}):
-        figure = Figure(figsize=(2.5 + 0.8 * len(columns), 1.8 + 0.45 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(3 + 0.55 * len(columns), 1.8 + 0.35 * len(rows)), layout="constrained")
         axis = figure.subplots()
         drawn = axis.imshow(np.array(shares), vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        axis.set_xticks(range(len(columns)), [str(column) for column in columns])
+        slant: dict[str, Any] = {"rotation": 30, "ha": "right"} if max(map(len, map(str, columns))) > 8 else {}
+        axis.set_xticks(range(len(columns)), [str(column) for column in columns], **slant)
         axis.set_yticks(range(len(rows)), [str(row) for row in rows])
         for i, line in enumerate(shares):
             for j, share in enumerate(line):
@@ -70,7 +112,7 @@ def heat_map(
                     j, i, f"{100 * share:.0f}", ha="center", va="center", color="black" if share > 0.6 else "white"
                 )
         axis.set(ylabel=labels[0], xlabel=labels[1])
-        figure.colorbar(drawn, label="share of seeds")
+        figure.colorbar(drawn, label=what)
         figure.suptitle(title, fontsize=9, x=0.01, ha="left", wrap=True)
         figure.savefig(path, dpi=150)
 
@@ -89,6 +131,11 @@ def cost_picture(timings: Sequence[Row], title: str, path: Path) -> None:
         axis.set(xlabel="members at once", ylabel="ms a training step a member", ylim=(0, None), title=title)
         axis.legend(frameon=False)
         figure.savefig(path, dpi=150)
+
+
+def _wrapped(title: str) -> str:
+    """The title in lines that a picture of six inches has room for."""
+    return "\n".join(line for part in title.splitlines() for line in wrap(part, 86))
 
 
 def _errors(results: Results, rows: Sequence[Row], metric: str) -> Float[np.ndarray, "seed epoch"]:
@@ -111,26 +158,33 @@ def _look(i: int) -> tuple[str, str]:
     return COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)]
 
 
-def _convergence(axis: Axes, settings: Sequence[Setting]) -> None:
-    for i, s in enumerate(settings):
-        share = s.converged / s.run
-        spread = np.array([[max(share - s.low, 0)], [max(s.high - share, 0)]])
-        axis.errorbar([share], [i], xerr=spread, fmt="o", color=_look(i)[0], capsize=3)
-        axis.annotate(f"{s.converged}/{s.run}", (share, i), (0, 6), textcoords="offset points", ha="center", fontsize=8)
-    axis.set(xlim=(-0.08, 1.08), xlabel="share converged", ylim=(len(settings) - 0.4, -0.6))
-    axis.set_yticks(range(len(settings)), [s.name for s in settings], fontsize=8)
+def _converging(axis: Axes, rows: Sequence[Row], i: int, name: str) -> None:
+    """How the share of a setting's members that have converged rises; one that ended otherwise never does."""
+    ended = sorted(row["epochs"] for row in rows if row["stop"] == "converged")
+    until = max((row["epochs"] for row in rows), default=0)
+    shares = [n / len(rows) for n in range(len(ended) + 1)]
+    label = f"{name}: {len(ended)} of {len(rows)}"
+    axis.step([0, *ended, until], [*shares, shares[-1]], _look(i)[1], where="post", color=_look(i)[0], label=label)
 
 
-def _epochs(axis: Axes, settings: Sequence[Setting], rows: Sequence[Row]) -> None:
-    for i, s in enumerate(settings):
-        ours = [row for row in rows if row["setting"] == s.name]
-        spread = np.linspace(-0.18, 0.18, len(ours)) if len(ours) > 1 else np.zeros(1)
-        for offset, row in zip(spread, ours, strict=True):
-            full = row["stop"] == "converged"
-            axis.plot(
-                row["epochs"], i + offset, "o", color=_look(i)[0], markerfacecolor=_look(i)[0] if full else "none", ms=4
-            )
-        if s.median_epochs is not None:
-            axis.vlines(s.median_epochs, i - 0.3, i + 0.3, color=_look(i)[0], linewidth=1.5)
-    axis.set(xlabel="epochs run", ylim=(len(settings) - 0.4, -0.6), xlim=(0, None))
-    axis.set_yticks([])
+def _ratios(axis: Axes, comparisons: Mapping[str, Differences]) -> None:
+    """Each comparison's seeds, centre and interval, on a logarithmic axis."""
+    axis.axvspan(1 / MARGIN, MARGIN, color="#dddddd", linewidth=0)
+    axis.set_xscale("log", base=2)
+    for i, found in enumerate(comparisons.values()):
+        low, high = np.exp(np.array(found.low, float)), np.exp(np.array(found.high, float))
+        heights = i + (np.linspace(-0.25, 0.25, len(found)) if len(found) > 1 else np.zeros(len(found)))
+        for a, b, y in zip(low, high, heights, strict=True):
+            finite = [x for x in (a, b) if 0 < x < np.inf]
+            if finite:
+                marker = "o" if a == b else ">" if np.isfinite(a) and a > 0 else "<"
+                axis.plot(finite[0], y, marker, color="#0072b2", alpha=0.35, markersize=3, markeredgewidth=0)
+        if found.centre is not None and all(map(np.isfinite, found.centre)):
+            axis.plot(np.exp(np.mean(found.centre)), i, "|", color="black", markersize=9, markeredgewidth=1.5)
+    axis.set_xlim(*axis.get_xlim())
+    for i, found in enumerate(comparisons.values()):
+        if (interval := found.interval()) is not None:  # an end that is not known lies beyond the axis
+            axis.plot(np.clip(np.exp(interval), 1e-9, 1e9), [i, i], color="black", linewidth=1.5)
+    axis.set_yticks(range(len(comparisons)), [*comparisons], fontsize=8)
+    axis.set(xlabel="times the epochs", ylim=(len(comparisons) - 0.5, -0.5))
+    axis.xaxis.set_major_formatter("{x:g}")

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +25,7 @@ from siitjax.causal import registry
 from siitjax.causal.case import Case
 from siitjax.causal.validate import check_labels
 from siitjax.questions.report import Verdict, summarise, summary, table
+from siitjax.questions.statistics.ranks import Differences
 from siitjax.siit.objective import DrawnPer, Sampling
 from siitjax.siit.train import TrainConfig, Updates
 from siitjax.sweep import hosts
@@ -76,19 +77,23 @@ class Sweep(Command):
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         """What the rows say."""
 
-    def picture(self, rows: Sequence[Row], results: Results, verdict: Verdict, path: Path) -> None:
-        """Draws the picture, a png or a pdf as the path says: curves and convergence, unless a question has its own."""
-        from siitjax.questions.pictures import picture
+    def comparisons(self, rows: Sequence[Row]) -> Mapping[str, Differences]:
+        """The ratios of epochs that the verdict rests on, by name: the picture shows them."""
+        return {}
 
-        picture(results, rows, f"{self.title} ({self.about})", verdict, path)
+    def measure(self, rows: Sequence[Row], results: Results) -> Iterator[Row]:
+        """What a question measures of these members' weights and curves: a row each, with "member" and what is new."""
+        yield from ()
 
-    def measured(self, rows: Sequence[Row], results: Results) -> Sequence[Row]:
-        """The rows, with what the question measures of the trained weights."""
-        return rows
-
-    def tables(self, rows: Sequence[Row], results: Results) -> Sequence[Table]:
+    def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
         """What is printed before the verdict: one table a setting, unless a question adds to it."""
         return [table(summarise(rows), f"{self.title} ({self.about})")]
+
+    def picture(self, rows: Sequence[Row], verdict: Verdict, path: Path) -> None:
+        """Draws the picture, a png or a pdf as the path says: convergence and ratios, unless a question has its own."""
+        from siitjax.questions.pictures import picture
+
+        picture(rows, self.comparisons(rows), f"{self.title} ({self.about})\n{verdict.kind.capitalize()}", path)
 
     def run(self) -> int:
         """Trains what has no row yet, and reports; 130 or 143 when a signal ended it."""
@@ -104,7 +109,7 @@ class Sweep(Command):
         screen = Console(width=None if sys.stdout.isatty() else 160)
         rows = results.check(resume=self.resume or self.distributed)
         if rows is not None and len(rows) == len(members) and results.is_finished():
-            _show(self, rows, results, screen)
+            _show(self, self.measured(rows, results), screen)
             screen.print(f"{results.folder} was finished before; nothing was changed.", soft_wrap=True, highlight=False)
             return 0
         for case in dict.fromkeys(member.config.case for member in members):
@@ -156,17 +161,32 @@ class Sweep(Command):
         return self._report(results, ended.occupancy if ended else None, screen)
 
     def _report(self, results: Results, occupancy: Occupancy | None, screen: Console) -> int:
-        rows = results.check(resume=True) or []
-        verdict = _show(self, rows, results, screen)
+        rows = self.measured(results.check(resume=True) or [], results)
+        verdict = _show(self, rows, screen)
+        from siitjax.questions.pictures import curves_picture
+
         busy = {} if occupancy is None else {"occupancy": occupancy.shares()}
         forget(results.checkpoints)
         with results.usable():
-            for name in ("figure.png", "figure.pdf"):
-                with replaced(results.folder / name) as path:
-                    self.picture(rows, results, verdict, path)
+            for kind in ("png", "pdf"):
+                with replaced(results.folder / f"figure.{kind}") as path:
+                    self.picture(rows, verdict, path)
+            with replaced(results.folder / "curves.png") as path:
+                curves_picture(results, rows, f"{self.title} ({self.about})", path)
             results.finish({**summary(summarise(rows), verdict), **busy})
         screen.print(f"Results, weights and picture: {results.folder}", soft_wrap=True, highlight=False)
         return 0
+
+    def measured(self, rows: Sequence[Row], results: Results) -> list[Row]:
+        """The rows with what `measure` gives, which is kept in the folder's measured.jsonl."""
+        with results.usable():
+            kept = {row["member"]: row for row in results.measured.read()}
+            missing = [row for row in rows if row["member"] not in kept]
+            results.measured.repair()
+            for found in self.measure(missing, results):
+                results.measured.append(found)
+                kept[found["member"]] = found
+        return [row | kept.get(row["member"], {}) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -242,10 +262,9 @@ def _defines(file: Path, name: str) -> bool:
     return any(isinstance(line, ast.ClassDef) and line.name == name for line in ast.parse(file.read_bytes()).body)
 
 
-def _show(question: Sweep, rows: Sequence[Row], results: Results, screen: Console) -> Verdict:
-    rows = question.measured(rows, results)
+def _show(question: Sweep, rows: Sequence[Row], screen: Console) -> Verdict:
     verdict = question.verdict(rows)
-    for found in question.tables(rows, results):
+    for found in question.tables(rows):
         screen.print(found)
     screen.print(str(verdict), soft_wrap=True, highlight=False)
     return verdict

@@ -4,7 +4,8 @@
     rows.jsonl               one row a finished member: what it was, why it stopped, every metric
     members/0003.safetensors its weights;  members/0003.csv  its curves
     checkpoints/             the members in training; gone when all are finished
-    summary.json, figure.png, figure.pdf   written when all members are there
+    measured.jsonl           what the question measured of the weights, if anything; a line a member
+    summary.json, figure.png, figure.pdf, curves.png   written when all members are there
 
 A member's files are on the disk before its row is appended, so a whole row stands for a member that is complete. A
 folder is continued only by the sweep that began it, whose cases compute and draw what they did, and by one process at a
@@ -190,6 +191,11 @@ class Results:
             raise ValueError("its last line is cut short")
         epochs = list(csv.DictReader(io.StringIO(text)))
         return {name: [float(epoch[name]) for epoch in epochs] for name in CURVES}
+
+    @property
+    def measured(self) -> RowsFile:
+        """What the question measured of the trained weights."""
+        return RowsFile(self.folder / "measured.jsonl")
 
     def is_finished(self) -> bool:
         """Whether the summary, which is written last, is there."""

@@ -1,0 +1,90 @@
+"""Trained models over their seeds, a line a model: what each reaches under swaps of nodes, or of every kind."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
+
+from rich import box
+from rich.table import Table
+
+from siitjax.base.jsonl import Row
+from siitjax.base.share import percent
+from siitjax.siit.metrics import share
+
+METRICS = {
+    "iia": "IIA",
+    "changed_iia": "changed IIA",
+    "worst_changed_iia": "worst node",
+    "siia": "SIIA",
+    "joint_siia": "joint SIIA",
+}
+
+
+def latest(rows: Sequence[Row]) -> list[Row]:
+    """The last row of each setting and seed: that of the longest training, where one was gone on with."""
+    return [*{(row["setting"], row["seed"]): row for row in rows}.values()]
+
+
+def nodes_table(
+    rows: Sequence[Row], holds: Callable[[Row], bool], title: str, published: Mapping[str, float | int] | None = None
+) -> Table:
+    """What models reach under swaps of single nodes, from the least seed to the best."""
+    names = [*(["published"] if published else []), "holds", "epochs", *METRICS.values(), "s a member"]
+    table = _table(title, names)
+    for model, seeds in _by_model(rows):
+        shares = ([share(row, metric) for row in seeds] for metric in METRICS)
+        table.add_row(
+            model,
+            *([f"{published[model]:g}" if model in published else "-"] if published else []),
+            f"{sum(map(holds, seeds))} of {len(seeds)}",
+            ", ".join(f"{row['epochs']}" for row in seeds),
+            *map(_span, shares),
+            ", ".join(f"{row['seconds']:.0f}" for row in seeds),
+        )
+    return table
+
+
+def edges_table(rows: Sequence[Row], holds: Callable[[Row], bool], title: str) -> Table:
+    """What models reach under swaps of every kind: the worst swap of any kind, of the least seed and of the best."""
+    table = _table(title, ("holds", "epochs", "worst swap", "of changed labels", "kind", "s a member"))
+    for model, seeds in _by_model(rows):
+        worst = [min(kind["worst"] for kind in row["edges"]) for row in seeds]
+        changed = [min(k["worst_changed"] for k in row["edges"] if k["worst_changed"] is not None) for row in seeds]
+        least = seeds[worst.index(min(worst))]
+        table.add_row(
+            model,
+            f"{sum(map(holds, seeds))} of {len(seeds)}",
+            ", ".join(f"{row['epochs']}" for row in seeds),
+            _span(worst),
+            _span(changed),
+            min(least["edges"], key=lambda kind: kind["worst"])["words"],
+            ", ".join(f"{row['seconds']:.0f}" for row in seeds),
+        )
+    table.caption = "worst swap: % of tokens, of the least seed and of the best; kind: of that worst swap"
+    table.caption_justify = "left"
+    return table
+
+
+def _table(title: str, names: Sequence[str]) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for name in ("model", *names):
+        table.add_column(name, justify="left" if name in ("model", "kind") else "right", no_wrap=True)
+    return table
+
+
+def _by_model(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """The models, from few tasks to many, and the rows of each by seed."""
+    names = dict.fromkeys(row["setting"].partition(",")[0] for row in rows)
+    ours = lambda name: [row for row in rows if row["setting"].partition(",")[0] == name]
+    return [
+        (name, sorted(ours(name), key=lambda row: row["seed"]))
+        for name in sorted(names, key=lambda name: name.count("+"))
+    ]
+
+
+def _span(shares: Iterable[Fraction | float | None]) -> str:
+    """Shares in %, from the least to the largest."""
+    known = [x for x in shares if x is not None]
+    if not known:
+        return "-"
+    low, high = percent(min(known)), percent(max(known))
+    return low if low == high else f"{low}-{high}"

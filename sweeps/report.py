@@ -1,0 +1,171 @@
+"""Every verdict, table and picture again, from the rows that lie in sweeps/results."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from io import StringIO
+from pathlib import Path
+from typing import ClassVar
+
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from siitjax.base.choice import check_choice
+from siitjax.base.command import Command, flag, main
+from siitjax.base.errors import UserError
+from siitjax.base.files import make_folder, replaced, write_atomically
+from siitjax.base.jsonl import Row, RowsFile
+from siitjax.questions.model_tables import edges_table, latest, nodes_table
+from siitjax.questions.question import Question
+from siitjax.questions.report import Verdict
+from siitjax.sweep.rows import read_rows
+from sweeps.betas import Betas
+from sweeps.crystallise import Crystallise
+from sweeps.kinds import Kinds
+from sweeps.table import PUBLISHED, Models, reaches
+
+ROWS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Trained(Models):
+    """The models of several sweeps together, a line a model; of a seed that was trained on, the last row."""
+
+    def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
+        if self.swaps == "edges":
+            return [edges_table(latest(rows), reaches, self.title)]
+        return [nodes_table(latest(rows), reaches, self.title, PUBLISHED if self.case == "all" else None)]
+
+    def verdict(self, rows: Sequence[Row]) -> Verdict:
+        return super().verdict(latest(rows))
+
+
+@dataclass(frozen=True)
+class Section:
+    """A question, and the files of sweeps/results that have its rows."""
+
+    question: Question
+    files: tuple[str, ...] = ()
+    pictured: bool = True
+
+
+SECTIONS: Mapping[str, Section] = {
+    "betas-left_greater": Section(Betas()),
+    "kinds-unique_extractor": Section(Kinds()),
+    "crystallise-left_greater": Section(Crystallise(case="left_greater", seeds=16, alone_epochs=20)),
+    "crystallise-paren_checker": Section(Crystallise()),
+    "models-nodes": Section(Trained(rules=("causal",)), ("nodes-singles", "nodes-combined"), pictured=False),
+    "models-edges": Section(
+        Trained(rules=("causal",), swaps="edges", start="FOLDER", epochs=20),
+        ("edges", "edges-longer", "edges-1+3-base", "edges-3-base"),
+        pictured=False,
+    ),
+    "further-nodes": Section(
+        Trained(case="further", rules=("causal",), batch_size=64), ("further", "nodes-two_majorities"), pictured=False
+    ),
+    "further-edges": Section(
+        Trained(case="further", rules=("causal",), swaps="edges", start="FOLDER", epochs=20),
+        ("further-edges", "edges-two_majorities"),
+        pictured=False,
+    ),
+}
+"""By name; the rows lie in sweeps/results/NAME.jsonl where no files are listed."""
+
+
+@dataclass(frozen=True)
+class Report(Command):
+    """Every verdict, table and picture again, from the rows that lie in sweeps/results.
+
+    Writes report.md, a section a question, and pictures/NAME.png into --out. Nothing is trained. The repository's own
+    are those of --out=sweeps.
+
+    With --keep, the rows of finished results folders are first taken into sweeps/results, each under its folder's name.
+    """
+
+    title: ClassVar[str] = "What the sweeps say"
+
+    only: tuple[str, ...] = flag((), "the sections, by name; none: all")
+    pictures: bool = flag(True, "draw the pictures too")
+    keep: tuple[str, ...] = flag((), "finished results folders whose rows are taken into sweeps/results first")
+    out: str = flag("results/report", "folder of the report, which is written anew")
+
+    def run(self) -> int:
+        for name in self.only:
+            check_choice("the section", name, tuple(SECTIONS))
+        for folder in self.keep:
+            keep(Path(folder))
+        out, screen = Path(self.out), Console(stderr=True)
+        make_folder(out / "pictures")
+        said = [f"# {self.title}\n\n    python -m sweeps.report    # this text again, from the rows in sweeps/results"]
+        for name in track(self.only or SECTIONS, "reporting", console=screen, disable=not screen.is_terminal):
+            section, rows = SECTIONS[name], rows_of(name)
+            verdict = section.question.verdict(rows)
+            said.append(in_markdown(name, section.question, rows, verdict))
+            if section.pictured:
+                said.append(f"![{section.question.title}](pictures/{name}.png)")
+            if section.pictured and self.pictures:
+                with replaced(out / "pictures" / f"{name}.png") as path:
+                    section.question.picture(rows, verdict, path)
+        write_atomically(out / "report.md", "\n\n".join(said) + "\n")
+        print(f"{len(said) - 1} sections: {out / 'report.md'}")
+        return 0
+
+
+def rows_of(name: str) -> list[Row]:
+    """The rows of a section.
+
+    Raises:
+        UserError: a file is missing, or a setting lacks a seed.
+    """
+    section, rows = SECTIONS[name], []
+    for file in section.files or (name,):
+        path = ROWS / f"{file}.jsonl"
+        if not path.exists():
+            raise UserError(f"{path} is missing; restore it, or keep the rows of a results folder: --keep=FOLDER")
+        rows += RowsFile(path).read()
+    return rows
+
+
+def keep(folder: Path) -> None:
+    """Takes the rows of a finished results folder, with what was measured of its members, into sweeps/results.
+
+    Raises:
+        UserError: the folder is not that of a finished sweep.
+    """
+    if not (folder / "summary.json").exists():
+        raise UserError(f"--keep names {folder}, which has no summary.json, so it is no finished results folder")
+    measured = {row["member"]: row for row in RowsFile(folder / "measured.jsonl").read()}
+    rows = [row | measured.get(row["member"], {}) for row in read_rows(folder)]
+    write_atomically(ROWS / f"{folder.name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def command(question: Question) -> str:
+    """The command line that asks it; only what differs from the defaults."""
+    module = next(kind.__module__ for kind in type(question).__mro__ if kind.__module__ != __name__)
+    given = {f.name: (getattr(question, f.name), f.default) for f in fields(question)}
+    words = lambda value: ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
+    changed = [f"--{name}={words(value)}" for name, (value, default) in given.items() if value != default]
+    return " ".join(["python -m", module, *changed])
+
+
+def in_markdown(name: str, question: Question, rows: Sequence[Row], verdict: Verdict) -> str:
+    """A section: the question, its command, the verdict, and its tables."""
+    text = StringIO()
+    screen = Console(file=text, width=400, highlight=False, soft_wrap=True)
+    for table in question.tables(rows):
+        title, caption = table.title, table.caption
+        table.box, table.title, table.caption = box.MARKDOWN, None, None
+        screen.print(f"\n{title}:\n")
+        screen.print(table)
+        if caption:
+            screen.print(f"\n*{caption}*")
+    lines = "\n".join(line.strip() for line in text.getvalue().splitlines())
+    lines = re.sub("\n{3,}", "\n\n", lines).strip()
+    return f"## {name}\n\n{question.title}\n\n    {command(question)}\n\n{verdict}\n\n{lines}"
+
+
+if __name__ == "__main__":
+    main(Report)

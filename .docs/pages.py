@@ -16,7 +16,14 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-OWN = ("README.md", "*/README.md", "sweeps/results/README.md", "sweeps/pictures/*.png", "cases/*.ipynb")
+OWN = (
+    "README.md",
+    "*/README.md",
+    "sweeps/report.md",
+    "sweeps/results/README.md",
+    "sweeps/pictures/*.png",
+    "cases/*.ipynb",
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

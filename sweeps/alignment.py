@@ -3,12 +3,12 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 import cases
 from siitjax.analysis.alignment.exam import variables_at
@@ -110,11 +110,21 @@ class Alignment(Command):
             if (name, str(node)) not in done:
                 file.append(*self._measured(name, subjects[name], node, plan))
         rows = file.read()
-        verdict = decide(rows)
-        conclude(folder, self.title, verdict, partial(picture, rows))
-        screen.print(methods_table(rows, self.title))
+        verdict = self.verdict(rows)
+        conclude(folder, lambda path: self.picture(rows, verdict, path), self.title, verdict)
+        for table in self.tables(rows):
+            screen.print(table)
         screen.print(f"{verdict}\nResults and picture: {self.out}")
         return 0
+
+    def verdict(self, rows: Sequence[Row]) -> Verdict:
+        return decide(rows)
+
+    def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
+        return [methods_table(rows, self.title)]
+
+    def picture(self, rows: Sequence[Row], verdict: Verdict, path: Path) -> None:
+        picture(rows, f"{self.title}\n{verdict.kind.capitalize()}", path)
 
     def plan(self) -> Plan:
         """What is measured at every node."""

@@ -4,13 +4,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 import cases
 from siitjax.analysis.discovery.attribution import node_scores
@@ -134,17 +134,29 @@ class Discovery(Command):
                     file.append(self._measured(subject, trained, pairs, method) | {"compiled": key in compiled})
                     compiled.add(key)
         rows = file.read()
-        numbered, others = numbered_and_others(rows)
-        verdict = decide(rows)
-        conclude(folder, self.title, verdict, partial(picture, numbered or others))
-        if numbered:
-            screen.print(methods_table(numbered, self.title))
-        if (seeds := seeds_table(numbered, "Seeds of one model, and models")) is not None:
-            screen.print(seeds)
-        if others:
-            screen.print(models_table(others, "Further tasks"))
+        verdict = self.verdict(rows)
+        conclude(folder, lambda path: self.picture(rows, verdict, path), self.title, verdict)
+        for table in self.tables(rows):
+            screen.print(table)
         screen.print(f"{verdict}\nResults and picture: {self.out}")
         return 0
+
+    def verdict(self, rows: Sequence[Row]) -> Verdict:
+        return decide(rows)
+
+    def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
+        """Of the numbered models, of their seeds where there are several, and of further tasks."""
+        numbered, others = numbered_and_others(rows)
+        seeds = seeds_table(numbered, "Seeds of one model, and models")
+        return [
+            *([methods_table(numbered, self.title)] if numbered else []),
+            *([seeds] if seeds is not None else []),
+            *([models_table(others, "Further tasks")] if others else []),
+        ]
+
+    def picture(self, rows: Sequence[Row], verdict: Verdict, path: Path) -> None:
+        numbered, others = numbered_and_others(rows)
+        picture(numbered or others, f"{self.title}\n{verdict.kind.capitalize()}", path)
 
     def _shipped(self) -> Iterator[tuple[Subject, Trained]]:
         """The shipped models that are asked for. Of a further task none holds at nodes alone."""

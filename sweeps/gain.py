@@ -46,7 +46,7 @@ class Gain(Question):
 
     def members(self) -> Sequence[Member]:
         if len(self.gains) < 2:
-            raise UserError(f"--gains is {self.gains[0]:g}; give two or more, such as 0.18,1")
+            raise UserError(f"--gains lists {len(self.gains)}; give two or more, such as 0.18,1")
         configs = {(m, g): self.train_config(self._case(m, g)) for m in self.models for g in self.gains}
         return [
             Member(_setting(model, gain), seed, config, Hyperparams(p_unused=0.8))

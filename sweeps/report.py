@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from io import StringIO
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 from rich import box
 from rich.console import Console
@@ -19,11 +19,12 @@ from siitjax.base.errors import UserError
 from siitjax.base.files import make_folder, replaced, write_atomically
 from siitjax.base.jsonl import Row, RowsFile
 from siitjax.questions.model_tables import edges_table, latest, nodes_table
-from siitjax.questions.question import Question
 from siitjax.questions.report import Verdict
 from siitjax.sweep.rows import read_rows
+from sweeps.alignment import Alignment
 from sweeps.betas import Betas
 from sweeps.crystallise import Crystallise
+from sweeps.discovery import Discovery
 from sweeps.kinds import Kinds
 from sweeps.table import PUBLISHED, Models, reaches
 
@@ -43,6 +44,16 @@ class Trained(Models):
         return super().verdict(latest(rows))
 
 
+class Question(Protocol):
+    """What is asked of rows, whether members were trained for them or models measured."""
+
+    title: ClassVar[str]
+
+    def verdict(self, rows: Sequence[Row]) -> Verdict: ...
+    def tables(self, rows: Sequence[Row]) -> Sequence[Table]: ...
+    def picture(self, rows: Sequence[Row], verdict: Verdict, path: Path) -> None: ...
+
+
 @dataclass(frozen=True)
 class Section:
     """A question, and the files of sweeps/results that have its rows."""
@@ -57,6 +68,8 @@ SECTIONS: Mapping[str, Section] = {
     "kinds-unique_extractor": Section(Kinds()),
     "crystallise-left_greater": Section(Crystallise(case="left_greater", seeds=16, alone_epochs=20)),
     "crystallise-paren_checker": Section(Crystallise()),
+    "discovery": Section(Discovery()),
+    "alignment": Section(Alignment(), ("alignment", "alignment-nodes")),
     "models-nodes": Section(Trained(rules=("causal",)), ("nodes-singles", "nodes-combined"), pictured=False),
     "models-edges": Section(
         Trained(rules=("causal",), swaps="edges", start="FOLDER", epochs=20),
@@ -145,7 +158,8 @@ def keep(folder: Path) -> None:
 def command(question: Question) -> str:
     """The command line that asks it; only what differs from the defaults."""
     module = next(kind.__module__ for kind in type(question).__mro__ if kind.__module__ != __name__)
-    given = {f.name: (getattr(question, f.name), f.default) for f in fields(question)}
+    asked: Any = question  # a dataclass, whose fields are its flags
+    given = {f.name: (getattr(asked, f.name), f.default) for f in fields(asked)}
     words = lambda value: ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
     changed = [f"--{name}={words(value)}" for name, (value, default) in given.items() if value != default]
     return " ".join(["python -m", module, *changed])

@@ -7,6 +7,7 @@ import pytest
 
 import sweeps.report
 from siitjax.base.errors import UserError
+from siitjax.questions.question import Sweep
 from sweeps.betas import Betas
 from sweeps.report import SECTIONS, Report, command, keep, rows_of
 
@@ -25,9 +26,9 @@ def test_every_picture_in_the_repository_is_of_a_section_or_named_by_the_readme(
 
 def test_every_row_is_of_a_seed_that_its_question_asks_for():
     for name, section in SECTIONS.items():
-        if not section.files:
+        if isinstance(section.question, Sweep) and not section.files:
             seeds = {row["seed"] for row in rows_of(name)}
-            assert seeds == set(range(section.question.seeds)), name
+            assert seeds == set(range(getattr(section.question, "seeds", 0))), name
 
 
 def test_one_section_is_written_with_its_picture(tmp_path: Path):

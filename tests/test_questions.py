@@ -16,6 +16,7 @@ from siitjax.questions.statistics.paired import Points, by_seed, difference, poi
 from siitjax.sweep.engine import Member
 from siitjax.sweep.results import Results, Row
 from sweeps.capacity import Capacity
+from sweeps.gain import Gain
 from sweeps.heads import Heads
 from sweeps.sampling import METRICS, ONE, SUBSETS, Samplings, backup
 from sweeps.schedule import Schedules
@@ -217,6 +218,29 @@ def test_tasks_share_a_head_where_they_are_as_fast_or_faster_at_some_width(narro
     names = [f"{share} heads, d_head {d}" for d in (4, 8) for share in ("own", "shared")]
     verdict = Heads().verdict(sweep(tuple(names), times(4, TENS), narrow, times(4, TENS), wide))
     assert verdict.kind == kind, verdict
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kind"),
+    [
+        (times(8, TENS), times(4, NEAR), "supported"),
+        (times(2, TENS), times(4, NEAR), "supported"),
+        (times(4, NEAR), times(4, NEAR[::-1]), "contradicted"),
+        (times(4, NEAR), times(4, SPREAD), "undecided"),
+        (NEVER, times(4, NEAR), "supported"),
+    ],
+)
+def test_the_gain_of_the_first_weights_matters_where_it_does_for_some_task(first, second, kind):
+    gain = Gain(models=("0", "1"), gains=(0.18, 1.0))
+    names = tuple(f"{model}, gain {g}" for model in ("0", "1") for g in ("0.18", "1"))
+    verdict = gain.verdict(sweep(names, times(4, TENS), first, times(4, TENS), second))
+    assert verdict.kind == kind, verdict
+    assert verdict.because.startswith("of 0, gain 1 needs")
+
+
+def test_one_gain_alone_is_no_question():
+    with pytest.raises(UserError, match=r"--gains lists 1; give two or more, such as 0.18,1"):
+        Gain(gains=(1.0,)).members()
 
 
 @pytest.mark.parametrize(

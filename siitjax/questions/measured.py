@@ -61,14 +61,14 @@ def begin(
     return file
 
 
-def conclude(folder: Path, question: str, verdict: Verdict, draw: Callable[[str, Path], None]) -> None:
+def conclude(folder: Path, draw: Callable[[Path], None], question: str, verdict: Verdict) -> None:
     """Writes the picture and the summary.
 
     Args:
-        draw: draws the picture under a title, into a file.
+        draw: draws the picture into a file.
     """
     for kind in ("png", "pdf"):
         with replaced(folder / f"figure.{kind}") as path:
-            draw(f"{question}\n{verdict}", path)
+            draw(path)
     summary = {"question": question, "verdict": asdict(verdict), "ran_on": {**machine(), "jax": version("jax")}}
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")

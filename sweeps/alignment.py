@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from rich.console import Console
 from rich.progress import track
@@ -74,7 +73,7 @@ class Alignment(Command):
     that were never trained.
     """
 
-    title: ClassVar[str] = "Which methods find the variable at a node that several tasks share?"
+    title = "Which methods find the variable at a node that several tasks share?"
 
     case: tuple[str, ...] = flag(CASES, "the shipped models, by number or name; 1+2@nodes holds at nodes alone")
     nodes: tuple[str, ...] = flag((), "nodes, such as MLP0; none: the MLPs that tasks share, and all of a single task")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from rich.console import Console
@@ -93,7 +93,7 @@ class Discovery(Command):
     differ (--members); and the models of further tasks (--models).
     """
 
-    title: ClassVar[str] = "Which discovery methods find circuits that are known?"
+    title = "Which discovery methods find circuits that are known?"
 
     models: tuple[str, ...] = flag(cases.MODELS, "the shipped models, by number or name")
     members: tuple[str, ...] = flag(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from io import StringIO
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from rich import box
 from rich.console import Console
@@ -44,11 +44,12 @@ class Trained(Models):
         return super().verdict(latest(rows))
 
 
+@runtime_checkable
 class Question(Protocol):
     """What is asked of rows, whether members were trained for them or models measured."""
 
-    title: ClassVar[str]
-
+    @property
+    def title(self) -> str: ...
     def verdict(self, rows: Sequence[Row]) -> Verdict: ...
     def tables(self, rows: Sequence[Row]) -> Sequence[Table]: ...
     def picture(self, rows: Sequence[Row], verdict: Verdict, path: Path) -> None: ...

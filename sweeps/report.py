@@ -66,6 +66,7 @@ class Section:
 
 SECTIONS: Mapping[str, Section] = {
     "betas-left_greater": Section(Betas()),
+    "betas-paren_checker": Section(Betas(case="paren_checker", seeds=8, drawn_per="example", init_gain=0.18)),
     "kinds-unique_extractor": Section(Kinds()),
     "crystallise-left_greater": Section(Crystallise(case="left_greater", seeds=16, alone_epochs=20)),
     "crystallise-paren_checker": Section(Crystallise()),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from io import StringIO
@@ -71,7 +72,14 @@ SECTIONS: Mapping[str, Section] = {
     "crystallise-left_greater": Section(Crystallise(case="left_greater", seeds=16, alone_epochs=20)),
     "crystallise-paren_checker": Section(Crystallise()),
     "discovery": Section(Discovery()),
-    "alignment": Section(Alignment(), ("alignment", "alignment-nodes")),
+    "alignment": Section(Alignment()),
+    "alignment-nodes": Section(
+        Alignment(
+            case=("0+1@nodes", "0+2@nodes", "0+3@nodes", "1+2@nodes", "1+3@nodes", "2+3@nodes"),
+            methods=("DAS", "neuron mask", "full vector"),
+        ),
+        pictured=False,
+    ),
     "models-nodes": Section(Trained(rules=("causal",)), ("nodes-singles", "nodes-combined"), pictured=False),
     "models-edges": Section(
         Trained(rules=("causal",), swaps="edges", start="FOLDER", epochs=20),
@@ -163,7 +171,7 @@ def command(question: Question) -> str:
     asked: Any = question  # a dataclass, whose fields are its flags
     given = {f.name: (getattr(asked, f.name), f.default) for f in fields(asked)}
     words = lambda value: ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
-    changed = [f"--{name}={words(value)}" for name, (value, default) in given.items() if value != default]
+    changed = [f"--{name}={shlex.quote(words(value))}" for name, (value, default) in given.items() if value != default]
     return " ".join(["python -m", module, *changed])
 
 

@@ -22,14 +22,15 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from scipy.stats import t
 
 from siitjax.causal.case import Case
+from siitjax.model.cpu.transformer import batch_last
 from siitjax.model.nodes import mlp
-from siitjax.model.transformer import Activations, Transformer
+from siitjax.model.transformer import Transformer
 
 BINS = 8
 """Bins of an activation: 3 bits can be told at most."""
 CONSTANT = 1e-6
 """An activation that varies by no more than rounding does."""
-AT_ONCE = 8
+AT_ONCE = 2
 """Neurons held together: bounds the memory, not the result."""
 
 
@@ -164,34 +165,35 @@ def ablation_effects(
     """
     case.check_fits(model.config, samples)
     n_layers, width = model.config.n_layers, model.config.mlp_width
-    own_run = jax.vmap(model)(samples)[1]
+    _, own_run = batch_last(model, samples)
     labels, _ = jax.vmap(case.circuit)(samples)
-    own = case.counted_mask(samples)
-    posts, streams = own_run.post, own_run.stream
-    assert posts is not None
-    assert streams is not None
+    own, labels = case.counted_mask(samples), labels[:, None]
 
     def of_layer(layer: int):
-        post, stream, grounds = posts[:, layer], streams[:, layer], backgrounds[layer]
-        mask = jnp.asarray(case.config.nodes.mask(case.config.nodes.at_depth(mlp(layer).depth)))
+        post, grounds = own_run.post[layer], backgrounds[layer]  # (d_mlp, seq, 1, sample)
+        depth = mlp(layer).depth
+        whole = case.config.nodes.mask(case.config.nodes.at_depth(depth))
 
         def scores(held):
-            # The whole MLP is swapped with the run's own values, in which the held neurons alone are others.
-            values = jnp.where(held[None, None], post.mean(0, keepdims=True), post)
-
-            def run(tokens, stream, values):
-                source = Activations(None, None, jnp.broadcast_to(values, (n_layers, *values.shape)))
-                return model(tokens, (mask, source), resume=(layer, stream))[0]
-
-            logits = jax.vmap(run)(samples, stream, values)
-            loss, right = case.loss.per_token(logits, labels), case.loss.correct(logits, labels)
-            tokens = own.sum().astype(loss.dtype)
-            return jnp.where(own, loss, 0.0).sum() / tokens, (right & own).sum().astype(loss.dtype) / tokens
+            # The whole MLP is swapped with the run's own values, in which the held neurons alone are others. What comes
+            # before it is not computed again.
+            values = jnp.where(held.T[:, None, :, None], post.mean(-1, keepdims=True), post)
+            source = eqx.tree_at(lambda run: run.post[layer], own_run, values)
+            logits, _ = batch_last(model, samples, (whole[None].repeat(len(held), 0), source), resume=(depth, own_run))
+            against = jnp.broadcast_to(labels, (*logits.shape[:2], *labels.shape[2:]))
+            loss, right = case.loss.per_token(logits, against), case.loss.correct(logits, against)
+            tokens, counted = own.sum().astype(loss.dtype), own[:, None]
+            return (
+                jnp.where(counted, loss, 0.0).sum((0, 2)) / tokens,
+                (right & counted).sum((0, 2)).astype(loss.dtype) / tokens,
+            )
 
         one = jnp.eye(width, dtype=bool)
         other = (grounds[:, None] ^ one[None]).reshape(-1, width)
         masks = jnp.concatenate([jnp.zeros_like(one[:1]), one, grounds, other])
-        loss, right = jax.lax.map(scores, masks, batch_size=AT_ONCE)
+        padded = jnp.pad(masks, ((0, -len(masks) % AT_ONCE), (0, 0)))
+        found = jax.lax.map(scores, padded.reshape(-1, AT_ONCE, width))
+        loss, right = (x.ravel()[: len(masks)] for x in found)
         clean, alone, before, after = jnp.split(loss, (1, 1 + width, 1 + width + len(grounds)))
         change = after.reshape(-1, width) - before[:, None]
         rises = jnp.where(grounds, -change, change)

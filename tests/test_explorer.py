@@ -16,7 +16,7 @@ import siitjax
 from siitjax.base.errors import UserError
 from siitjax.causal.circuit import Variable
 from siitjax.cli import explore
-from siitjax.io.explorer.drawing import draw
+from siitjax.io.explorer.drawing import STYLE, draw
 from siitjax.io.explorer.page import SCRIPTS, STATIC, examples, page
 from siitjax.io.explorer.programs import program
 from siitjax.model.nodes import head
@@ -163,6 +163,26 @@ def test_a_circuit_is_drawn_with_each_node_and_edge_once():
     assert {g.get("data-edge") for g in alone.iter() if g.get("data-edge")} == true
 
 
+@pytest.mark.parametrize("name", ["2", "share_of_x"])
+def test_an_edge_of_the_circuit_passes_behind_no_other_node(name):
+    """Sampled from the SVG itself: behind a box it would look as if it ended in that node."""
+    root = ET.fromstring(draw(cases.build(name)))
+    number = lambda element, *names: [float(element.get(n)) for n in names]
+    boxes = {
+        g.get("data-node"): number(next(c for c in g if c.tag.endswith("rect")), "x", "y", "width", "height")
+        for g in root.iter()
+        if g.get("data-node")
+    }
+    for g in (g for g in root.iter() if g.get("data-edge")):
+        ends = str(g.get("data-edge")).split("->")
+        path = next(str(child.get("d")) for child in g if child.get("d"))
+        points = np.array([float(x) for x in re.findall(r"-?[0-9.]+", path)]).reshape(4, 2)
+        for t in np.linspace(0, 1, 50):
+            x, y = np.array([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3]) @ points
+            under = [n for n, (left, top, w, h) in boxes.items() if left < x < left + w and top < y < top + h]
+            assert not {*under} - {*ends}, (g.get("data-edge"), under)
+
+
 def test_an_example_differs_in_its_variable_and_its_swap_changes_the_label():
     case = cases.build("1+2")
     found = examples(case)
@@ -184,6 +204,19 @@ def written(tmp_path_factory):
     assert ended.code == 0, ended.err
     assert re.fullmatch(r".*page\.html: 0\.0\d MB, \d+ s\n", ended.out)
     return file
+
+
+def test_what_a_colour_says_stands_there_in_another_way_too():
+    """Dashes of what is swapped, dots of silent edges, bold of changed labels, wavy lines beneath wrong answers."""
+    style = (STATIC / "page.css").read_text()
+    rule = lambda selector: style.partition(selector + " {")[2].partition("}")[0]
+    assert "stroke-dasharray" in rule("#drawing .node.swapped rect")
+    assert "stroke-dasharray" in rule("#drawing .edge.swapped path:not(.hit)")
+    assert "font-weight" in rule("td.changed")
+    assert "underline wavy" in rule("td.wrong")
+    assert "line-through" in rule('thead button[aria-pressed="false"]')
+    silent = next(line for line in STYLE.splitlines() if ".edge.silent" in line)
+    assert "stroke-dasharray" in silent
 
 
 def test_a_page_stands_alone(written):
@@ -235,6 +268,38 @@ def test_a_case_of_the_frozen_rule_has_no_page():
         page(frozen, 10)
 
 
+def by_keyboard(browser) -> None:
+    """Tab leads to every node, edge and position that is shown; Enter and the space bar turn each on, and off again."""
+    body = browser.find_element("css selector", "body")
+    reached: list[str] = []
+    state = "const e = document.activeElement; return [e.dataset.node || e.dataset.edge || e.dataset.position || '', "
+    state += "e.getAttribute('aria-pressed'), e.getAttribute('aria-label')]"
+    browser.execute_script("document.activeElement.blur(); window.getSelection().collapse(document.body, 0)")
+    for _ in range(400):
+        body.send_keys("\t") if not reached else browser.switch_to.active_element.send_keys("\t")
+        name, pressed, label = browser.execute_script(state)
+        if not name:
+            if reached and browser.execute_script("return document.activeElement === document.body"):
+                break
+            continue
+        if name in reached:
+            break
+        reached.append(name)
+        assert label
+        for key in ("\n", " "):
+            browser.switch_to.active_element.send_keys(key)
+            now = browser.execute_script(state)
+            assert now[0] == name  # the focus stays
+            assert now[1] == ("false" if pressed == "true" else "true")
+            pressed = now[1]
+    shown = "[data-node], #drawing .edge:not(.outside), #drawing .edge.outside.swapped, [data-position]"
+    there = browser.execute_script(
+        f"return [...document.querySelectorAll('{shown}')]"
+        ".map((e) => e.dataset.node || e.dataset.edge || e.dataset.position).filter((name) => name !== 'logits')"
+    )
+    assert {*reached} == {*there}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "head"), [("1+2", (0, 0)), ("0+1+2+3", (0, 4))])
 @pytest.mark.parametrize("width", [1200, 390])
@@ -265,6 +330,8 @@ def test_in_a_browser_a_node_an_edge_and_a_position_are_clicked_and_the_answers_
                 browser.execute_script("arguments[0].dispatchEvent(new MouseEvent('click', {bubbles: true}))", element)
             else:
                 element.click()
+        if name == "1+2":
+            by_keyboard(browser)
         base, source = (jnp.asarray(browser.execute_script(f"return shown.{w}"), jnp.int32) for w in ("base", "source"))
         logits = browser.execute_script("return shown.swapped.model.logits")
         cells = browser.execute_script(

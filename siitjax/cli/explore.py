@@ -62,7 +62,9 @@ class Explore(Command):
         return 0
 
     def _all(self, out: Path) -> int:
-        names = [name for name in registry.own_tasks().shipped if registry.AT_NODES not in name]
+        shipped, at_nodes = registry.own_tasks().shipped, registry.AT_NODES
+        # Of a model that holds at nodes alone, only where no other of its task is shipped.
+        names = [name for name in shipped if at_nodes not in name or name.replace(at_nodes, "") not in shipped]
         with new_folder(out) as folder:
             rows = []
             for name in names:

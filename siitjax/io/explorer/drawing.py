@@ -4,7 +4,10 @@ Edges are drawn by what their swap changes in the causal model: true ones solid,
 silent ones dotted; those outside the circuit only where they are asked for, and hidden until the page shows them.
 """
 
+from collections.abc import Sequence
 from html import escape
+
+import numpy as np
 
 from siitjax.causal.case import Case
 from siitjax.causal.ground_truth import edge_effects, role
@@ -15,6 +18,12 @@ WIDE, HIGH = 112, 40
 ACROSS, UP = 132, 96
 """From one node to the next, and from one row to the next."""
 MARGIN = 16
+FARTHEST = 2.5
+"""How far aside an edge is bent, in nodes."""
+_T = np.linspace(0, 1, 41)[:, None]
+BERNSTEIN = np.hstack([(1 - _T) ** 3, 3 * _T * (1 - _T) ** 2, 3 * _T**2 * (1 - _T), _T**3])
+"""What a cubic Bézier curve's points weigh, at the places where it is looked at whether a box hides it."""
+Point = tuple[float, float]
 LINE = 15
 """Letters of a box's second line, at most."""
 STYLE = """
@@ -55,7 +64,10 @@ def draw(case: Case, *, all_edges: bool = False) -> str:
         edge = f"{sender}->{reader}"
         kind = "outside" if edge not in effects else "true" if effects[edge] > 0 else "silent"
         if kind != "outside" or all_edges:
-            parts.append(_edge(edge, kind, effects.get(edge, 0.0), places[sender], places[reader]))
+            # Those outside are hundreds, and hidden at first: they take the straight way.
+            others = [place for node, place in places.items() if kind != "outside" and node not in (sender, reader)]
+            curve = _curve(places[sender], places[reader], others, width)
+            parts.append(_edge(edge, kind, effects.get(edge, 0.0), curve))
     parts.append('</g><g class="nodes">')
     for node, place in places.items():
         held = _held(case, node)
@@ -65,7 +77,7 @@ def draw(case: Case, *, all_edges: bool = False) -> str:
     return "".join([*parts, "</g></svg>"])
 
 
-def _places(case: Case) -> tuple[dict[Node, tuple[float, float]], int, int]:
+def _places(case: Case) -> tuple[dict[Node, Point], int, int]:
     """The middle of each node's box, and the size of the whole."""
     rows: list[list[Node]] = []
     for node in (*case.circuit.nodes.nodes, LOGITS):
@@ -91,13 +103,30 @@ def _held(case: Case, node: Node) -> str:
     return ", ".join(v.name.rpartition(".")[2] for v in case.circuit.at(node))
 
 
-def _edge(edge: str, kind: str, effect: float, sender: tuple[float, float], reader: tuple[float, float]) -> str:
-    (x, y), (to_x, to_y) = sender, reader
-    y, to_y = y - HIGH / 2, to_y + HIGH / 2
-    bend = max((y - to_y) / 2, 12)
-    # What passes a row of other nodes goes round its own way, so that edges of one column do not lie on one another.
-    side = 0.32 * ACROSS * ((y - to_y) > UP) * (1 if to_x >= x else -1)
-    path = f"M{x:.0f} {y:.0f}C{x + side:.0f} {y - bend:.0f} {to_x + side:.0f} {to_y + bend:.0f} {to_x:.0f} {to_y:.0f}"
+def _curve(sender: Point, reader: Point, others: Sequence[Point], width: int) -> tuple[Point, ...]:
+    """The points of an edge's Bézier curve, bent aside by as little as keeps it off the boxes of `others`, where that
+    can be: behind a box it looks as if it ended there."""
+    (x, y), (to_x, to_y) = (sender[0], sender[1] - HIGH / 2), (reader[0], reader[1] + HIGH / 2)
+    rise = max((y - to_y) / 2, 12)
+    toward = 1 if to_x >= x else -1
+
+    def bent(out: float, into: float) -> tuple[Point, ...]:
+        return (x, y), (x + out, y - rise), (to_x + into, to_y + rise), (to_x, to_y)
+
+    def hidden(ends: tuple[float, float]) -> int:
+        along = BERNSTEIN @ np.array(bent(*ends))
+        apart = np.abs(along[:, None] - np.array(others).reshape(-1, 2)) < (WIDE / 2 + 3, HIGH / 2 + 3)
+        return int(apart.all(-1).sum() + (np.abs(along[:, 0] - width / 2) > width / 2).sum())
+
+    sides = [toward * sign * k * ACROSS / 8 for k in range(int(8 * FARTHEST) + 1) for sign in (1, -1)]
+    ways = [way for side in sides for way in ((side, side), (side, 0.0), (0.0, side))]
+    free = next((way for way in ways if not hidden(way)), None)
+    return bent(*(free or min(ways, key=hidden)))
+
+
+def _edge(edge: str, kind: str, effect: float, curve: Sequence[Point]) -> str:
+    start, *rest = (f"{x:.0f} {y:.0f}" for x, y in curve)
+    path = f"M{start}C{' '.join(rest)}"
     wide = 1.2 + 5 * effect if kind == "true" else 1.2
     words = {
         "true": f"a swap changes {100 * effect:.1f}% of the labels",
@@ -110,7 +139,7 @@ def _edge(edge: str, kind: str, effect: float, sender: tuple[float, float], read
     )
 
 
-def _box(name: str, used: str, held: str, about: str, place: tuple[float, float]) -> str:
+def _box(name: str, used: str, held: str, about: str, place: Point) -> str:
     x, y = place
     short = held if len(held) <= LINE else held[: LINE - 1] + "…"
     second = f'<text class="held" x="{x:.0f}" y="{y + 13:.0f}">{escape(short)}</text>' if held else ""

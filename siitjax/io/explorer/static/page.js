@@ -62,6 +62,7 @@ let asked = 0;
 
 async function measureLive() {
   const mine = ++asked, sees = swapOf(chosen), count = [0, 0, 0, 0];
+  byId("held").textContent = `Measuring this swap on ${data.pairs.length} fresh pairs …`;
   for (let i = 0; i < data.pairs.length; i++) {
     if (i % 5 === 0) await new Promise((go) => setTimeout(go, 0));
     if (mine !== asked) return;
@@ -102,7 +103,9 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-const named = (label) => (data.loss.classes ? data.className(label) : Number(label).toFixed(2));
+const plural = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
+const named = (label) =>
+  (data.loss.classes ? data.className(label) : Number(label).toFixed(2).replace(/^-(0\.00)$/, "$1"));
 
 // A class is a token's name where outputs are the vocabulary, else its number.
 data.className = (label) =>
@@ -292,7 +295,7 @@ function toggle(set, name) {
 function begin() {
   byId("name").textContent = data.name;
   const c = data.config;
-  byId("about").textContent = `A transformer of ${c.n_layers} layers of ${c.n_heads} heads, d_model ${c.d_model}, and the causal model that it was trained to compute.`;
+  byId("about").textContent = `A transformer of ${plural(c.n_layers, "layer")} of ${plural(c.n_heads, "head")}, d_model ${c.d_model}, and the causal model that it was trained to compute.`;
   byId("tokens-known").textContent = `Tokens: ${data.vocabulary.slice(2, firstTask).join(" ")}; ${data.n_ctx - begins().length} at most. ` +
     (c.causal ? "Shorter strings are filled up with PAD." : "Each position sees the whole string, and the model knows full strings alone.");
   document.querySelector("#drawing svg").removeAttribute("role");

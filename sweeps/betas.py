@@ -56,6 +56,8 @@ class Betas(Question):
         ]
 
     def comparisons(self, rows: Sequence[Row]) -> dict[str, Differences]:
+        if set(self.updates) != {"single", "three"}:
+            return {}
         first, *others = self.beta2
         pair = lambda beta1, beta2: (
             self._of(rows, beta1, beta2, "single"),

@@ -63,3 +63,7 @@ def test_a_section_that_is_not_there_and_a_file_that_is_missing_are_named(tmp_pa
     monkeypatch.setattr(sweeps.report, "ROWS", tmp_path)
     with pytest.raises(UserError, match=r"betas-left_greater.jsonl is missing; restore it, or keep the rows of a"):
         rows_of("betas-left_greater")
+
+
+def test_betas_of_one_kind_of_update_compare_nothing():
+    assert Betas(updates=("single",)).comparisons(rows_of("betas-left_greater")) == {}

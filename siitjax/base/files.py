@@ -89,9 +89,10 @@ class Lock:
         os.close(self.descriptor)
 
 
-def hold(path: Path) -> Lock | Holder:
-    """Takes the lock at `path`, or says who holds it. The kernel lets go of it when its holders die."""
-    until = time.monotonic() + PATIENCE
+def hold(path: Path, patience: float = PATIENCE) -> Lock | Holder:
+    """Takes the lock at `path`, or says who holds it after so many seconds. The kernel lets go of it when its holders
+    die."""
+    until = time.monotonic() + patience
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from siitjax.base.command import MOST_SEEDS, Command, as_flags, flag
+from siitjax.base.errors import UserError
 from siitjax.base.files import replaced
 from siitjax.base.precision import MatmulPrecision
 from siitjax.causal import registry
@@ -28,8 +29,9 @@ from siitjax.questions.report import Verdict, summarise, summary, table
 from siitjax.questions.statistics.ranks import Differences
 from siitjax.siit.objective import DrawnPer, Sampling
 from siitjax.siit.train import TrainConfig, Updates
-from siitjax.sweep import hosts
+from siitjax.sweep import hosts, slurm
 from siitjax.sweep.checkpoint import find, forget
+from siitjax.sweep.claims import Claims
 from siitjax.sweep.engine import Member, Occupancy
 from siitjax.sweep.placement import Policy, choose_policy, use_compilation_cache
 from siitjax.sweep.processes.launch import launch
@@ -54,6 +56,12 @@ class Sweep(Command):
     coordinator: str = flag("", "host:port of the first host; empty: what JAX, SLURM or the TPU says")
     hosts: int = flag(0, "number of hosts that share --out; 0: what the cluster says", least=0)
     host: int = flag(-1, "number of this host, counted from 0; -1: what the cluster says", least=-1)
+    slurm_jobs: int = flag(0, "SLURM jobs that share --out, which this process submits and waits for; 0: none", least=0)
+    slurm_partition: str = flag("", "partition of the jobs; empty: the cluster's own")
+    slurm_minutes: int = flag(240, "time limit of a job, which goes on in the next one", least=1)
+    slurm_gpus: int = flag(0, "GPUs of a job; it has as many cores as --workers, one at least", least=0)
+    slurm_cluster: str = flag("slurm", "slurm, or local: processes of this machine, to try it out")
+    slurm_job: int = flag(0, "number of this job, which jobs are given when they start", least=0, most=2**62)
     save_seconds: float = flag(10.0, "seconds between two checkpoints of the members in training", least=0)
     out: str = flag("", "folder of the results; empty: one in results/, named by the question and the case")
     resume: bool = flag(False, "go on with an unfinished results folder")
@@ -68,6 +76,11 @@ class Sweep(Command):
     def folder(self) -> Path:
         """The results folder: --out, or one that is named by the question and what it is about."""
         return Path(self.out) if self.out else Path("results") / f"{type(self).__name__.lower()}-{self.about}"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the folder may hold the sweep unfinished."""
+        return self.resume or self.distributed or self.slurm_job > 0
 
     @abstractmethod
     def members(self) -> Sequence[Member]:
@@ -102,12 +115,13 @@ class Sweep(Command):
         if self.distributed:
             hosts.join(self.coordinator, self.hosts, self.host)
         members = tuple(self.members())
-        results = Results(self.folder, self.title, members, jax.process_index() if self.distributed else 0)
+        host = jax.process_index() if self.distributed else self.slurm_job
+        results = Results(self.folder, self.title, members, host, shared=bool(self.slurm_jobs))
         if self.config_only:
             print(json.dumps(results.config(), indent=1))
             return 0
         screen = Console(width=None if sys.stdout.isatty() else 160)
-        rows = results.check(resume=self.resume or self.distributed)
+        rows = results.check(resume=self.goes_on)
         if rows is not None and len(rows) == len(members) and results.is_finished():
             _show(self, self.measured(rows, results), screen)
             screen.print(f"{results.folder} was finished before; nothing was changed.", soft_wrap=True, highlight=False)
@@ -119,11 +133,30 @@ class Sweep(Command):
         if policy.workers and worker is None:
             policy = replace(policy, workers=0)
         with results.held() as lock:
+            if self.slurm_jobs and not self.slurm_job:
+                return self._submit(results, worker, screen)
             return self._train(results, policy, worker, lock, screen)
+
+    def _submit(self, results: Results, worker: Words | None, screen: Console) -> int:
+        if worker is None:
+            raise UserError(f"no job could import {type(self).__name__}, which is in no file; write it into one")
+        cluster = slurm.Cluster(
+            self.slurm_cluster,
+            self.slurm_partition,
+            self.slurm_jobs,
+            self.slurm_minutes,
+            max(self.workers, 1),
+            self.slurm_gpus,
+        )
+        slurm.check(cluster)
+        results.begin(resume=self.resume)
+        log = Console(stderr=True, soft_wrap=True, highlight=False)
+        ended = slurm.train(results, slurm.Job(*worker), cluster, log)
+        return 128 + ended if ended is not None else self._report(results, None, screen)
 
     def _train(self, results: Results, policy: Policy, worker: Words | None, lock: int, screen: Console) -> int:
         log = Console(stderr=True, soft_wrap=True)
-        done = {row["member"] for row in results.begin(resume=self.resume or self.distributed)}
+        done = {row["member"] for row in results.begin(resume=self.goes_on)}
         waiting = [i for i in range(len(results.members)) if i not in done]
         if not results.host:
             spots = find(results.checkpoints, results.digest)
@@ -131,13 +164,13 @@ class Sweep(Command):
         if self.distributed:
             hosts.wait("begin")
         waiting = hosts.ours(waiting)
-        ended = None
+        ended, claims = None, Claims(results) if self.slurm_job else None
         if waiting:
             log.print(f"{len(waiting)} members to train, {policy.words(len(waiting))}", highlight=False)
             if worker is None and jax.default_backend() == "cpu":
                 log.print(f"All in this process: no other can import {type(self).__name__}, which is in no file.")
-            with Keeper(results, log, len(waiting)) as progress:
-                ended = launch(results, waiting, policy, progress, self.save_seconds, worker, lock)
+            with Keeper(results, log, len(waiting), claims) as progress:
+                ended = launch(results, waiting, policy, progress, self.save_seconds, worker, lock, claims)
         kept = len(results.check(resume=True) or ())
         if ended is not None and ended.signal is not None:
             log.print(
@@ -158,6 +191,8 @@ class Sweep(Command):
             hosts.wait("end")
             if jax.process_index():
                 return 0
+        if self.slurm_job:
+            return 0  # the process that submitted it reports
         return self._report(results, ended.occupancy if ended else None, screen)
 
     def _report(self, results: Results, occupancy: Occupancy | None, screen: Console) -> int:
@@ -231,13 +266,15 @@ class Question(Sweep):
 class Keeper(Progress):
     """Progress that appends each row to the results before it is shown."""
 
-    def __init__(self, results: Results, log: Console, waiting: int):
+    def __init__(self, results: Results, log: Console, waiting: int, claims: Claims | None = None):
         super().__init__(log, waiting, 0)
-        self.results = results
+        self.results, self.claims = results, claims
 
     def finished(self, index: int, member: Member, row: Row) -> None:
         with self.lock:
             self.results.append(row)
+            if self.claims is not None:
+                self.claims.release(index)
         super().finished(index, member, row)
 
 

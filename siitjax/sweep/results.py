@@ -62,6 +62,8 @@ class Results:
     members: tuple[Member, ...]
     host: int = 0
     """Of several that write into one folder: each has its own rows file."""
+    shared: bool = False
+    """Whether others may write into the folder now, whose rows files are theirs to repair."""
 
     def config(self) -> dict[str, Any]:
         """What config.json holds: everything that decides the rows."""
@@ -145,7 +147,8 @@ class Results:
                 config = {**self.config(), BEGUN_WITH: versions()}
                 write_atomically(self.folder / "config.json", json.dumps(config, indent=1) + "\n")
             for file in row_files(self.folder):
-                file.repair()
+                if not self.shared or file.path.name == self._rows_name:
+                    file.repair()
         return rows or []
 
     def write(self, index: int, member: Member, outcome: Outcome) -> Row:
@@ -171,9 +174,12 @@ class Results:
 
     def append(self, row: Row) -> None:
         """Adds the row of a member whose files are written; it is on the disk when this returns."""
-        name = "rows.jsonl" if not self.host else f"rows.{self.host}.jsonl"
         with self.usable():
-            RowsFile(self.folder / name).append(row)
+            RowsFile(self.folder / self._rows_name).append(row)
+
+    @property
+    def _rows_name(self) -> str:
+        return "rows.jsonl" if not self.host else f"rows.{self.host}.jsonl"
 
     def weights(self, row: Row) -> Path:
         """The weights of the member that `row` describes."""

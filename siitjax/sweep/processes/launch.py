@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from siitjax.siit.train import TrainConfig
 from siitjax.sweep.checkpoint import Checkpoints, Spot, find, load, next_start
+from siitjax.sweep.claims import Claims
 from siitjax.sweep.engine import Engine, Member, Occupancy, Watcher
 from siitjax.sweep.placement import Compiler, Policy
 from siitjax.sweep.processes.interrupt import Interrupt
@@ -59,6 +60,20 @@ class Waiting:
         return 1 + sum(self.members[index].config == config for index in self.indices)
 
 
+class Claimed(Waiting):
+    """The same, of members that other processes may have."""
+
+    def __init__(self, results: Results, indices: Sequence[int], claims: Claims):
+        super().__init__(results.members, list(indices), {})
+        self.claims = claims
+
+    def take(self, like: TrainConfig | None) -> tuple[int, Sequence[Spot]] | None:
+        while (found := super().take(like)) is not None:
+            if self.claims.take(found[0]):
+                return found[0], self.claims.spots().get(found[0], ())
+        return None
+
+
 def launch(
     results: Results,
     waiting: Sequence[int],
@@ -67,6 +82,7 @@ def launch(
     save_seconds: float,
     worker: tuple[str, Sequence[str]] | None,
     lock: int,
+    claims: Claims | None = None,
 ) -> Ended:
     """Trains the waiting members; their files are written, and their rows given to `watcher.finished`.
 
@@ -74,24 +90,25 @@ def launch(
         save_seconds: between checkpoints.
         worker: what a worker process is told of the question; needed where the policy has workers.
         lock: file descriptor of the folder's lock, which the workers hold too.
+        claims: what keeps other processes off the members, where several share the folder.
 
     Raises:
         ResultsError: a file cannot be read or written, a checkpoint is not of this sweep, or no worker can start.
         WorkerError: a worker ended by an error.
         MemoryError: the device's memory does not hold one lane.
     """
-    saved = lambda: find(results.checkpoints, results.digest)
+    saved = lambda: claims.spots() if claims else find(results.checkpoints, results.digest)
     start = f"{next_start(results.checkpoints):04d}-{results.host}"
     if policy.workers:
         assert worker is not None
         question, flags = worker
-        pool = Pool(question, flags, start, results.members, list(waiting), saved, watcher, inherit=[lock])
+        pool = Pool(question, flags, start, results.members, list(waiting), saved, watcher, [lock], claims)
         with Interrupt(pool.stop) as interrupt:
             pool.run(min(policy.workers, len(waiting)))
         if pool.failed and interrupt.signal is None:
             raise ResultsError(pool.failed)
         return Ended(pool.occupancy, interrupt.signal, pool.given_up)
-    queue = Waiting(results.members, list(waiting), saved())
+    queue = Waiting(results.members, list(waiting), saved()) if claims is None else Claimed(results, waiting, claims)
     return _in_this_process(results, queue, policy, watcher, save_seconds, start)
 
 

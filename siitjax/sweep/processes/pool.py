@@ -19,6 +19,7 @@ from typing import IO
 
 from siitjax.siit.train import TrainConfig
 from siitjax.sweep.checkpoint import Spot
+from siitjax.sweep.claims import Claims
 from siitjax.sweep.cores import cores, pinned
 from siitjax.sweep.engine import Member, Occupancy, Watcher
 from siitjax.sweep.processes.messages import (
@@ -58,6 +59,7 @@ class Pool:
         waiting: the indices of those to train, in order.
         find: where each member was saved, as `siitjax.sweep.checkpoint.find` gives it.
         inherit: file descriptors that the workers keep open: the folder's lock.
+        claims: what keeps other processes off the members, where there are any; `find` is asked anew for each then.
         given_up: members whose workers died, and how the last one did.
         failed: what a worker could not do, in one line.
     """
@@ -70,6 +72,7 @@ class Pool:
     find: Callable[[], Mapping[int, Sequence[Spot]]]
     watcher: Watcher
     inherit: Sequence[int] = ()
+    claims: Claims | None = None
     occupancy: Occupancy = field(default_factory=Occupancy)
     given_up: dict[int, str] = field(default_factory=dict)
     failed: str = ""
@@ -177,19 +180,22 @@ class Pool:
 
     def _next(self, like: int | None) -> int | None:
         with self.lock:
-            if self.stopping:
-                return None
-            config = lambda index: self.members[index].config
-            if like is not None:
-                found = next((i for i in self.waiting if config(i) == config(like)), None)
-            else:
-                # Rather a bucket that no other worker has: two would compile the same one side by side.
-                fresh = (i for i in self.waiting if config(i) not in self.taken)
-                found = next(fresh, self.waiting[0] if self.waiting else None)
-            if found is not None:
+            while not self.stopping and (found := self._first(like)) is not None:
                 self.waiting.remove(found)
-                self.taken.add(config(found))
-            return found
+                if self.claims is None or self.claims.take(found):
+                    self.taken.add(self.members[found].config)
+                    if self.claims is not None:
+                        self.spots = self.find()
+                    return found
+            return None
+
+    def _first(self, like: int | None) -> int | None:
+        config = lambda index: self.members[index].config
+        if like is not None:
+            return next((i for i in self.waiting if config(i) == config(like)), None)
+        # Rather a bucket that no other worker has: two would compile the same one side by side.
+        fresh = (i for i in self.waiting if config(i) not in self.taken)
+        return next(fresh, self.waiting[0] if self.waiting else None)
 
     def _died(self, training: set[int], code: int, said: str) -> None:
         """Gives what a killed worker was training to the next one, once.

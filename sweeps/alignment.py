@@ -110,7 +110,7 @@ class Alignment(Command):
                 file.append(*self._measured(name, subjects[name], node, plan))
         rows = file.read()
         verdict = self.verdict(rows)
-        conclude(folder, lambda path: self.picture(rows, verdict, path), self.title, verdict)
+        conclude(folder, self.title, verdict, lambda path: self.picture(rows, verdict, path))
         for table in self.tables(rows):
             screen.print(table)
         screen.print(f"{verdict}\nResults and picture: {self.out}")

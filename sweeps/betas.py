@@ -58,34 +58,14 @@ class Betas(Question):
     def comparisons(self, rows: Sequence[Row]) -> dict[str, Differences]:
         if set(self.updates) != {"single", "three"}:
             return {}
-        first, *others = self.beta2
-        pair = lambda beta1, beta2: (
-            self._of(rows, beta1, beta2, "single"),
-            self._of(rows, beta1, beta2, "three"),
-        )
-        each = {
-            f"single / three at {self._name(*betas)}": ratio(*pair(*betas)) for betas in product(self.beta1, self.beta2)
-        }
-        return each | {
-            f"that at {self._name(beta1, beta2)} / at {first:g}": interaction(*pair(beta1, first), *pair(beta1, beta2))
-            for beta1, beta2 in product(self.beta1, others)
-        }
+        each = {f"single / three at {self._name(*betas)}": found for betas, found in self._each(rows).items()}
+        first = f"at {self.beta2[0]:g}"
+        return each | {f"that at {self._name(*b)} / {first}": found for b, found in self._changes(rows).items()}
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         if set(self.updates) != {"single", "three"} or len(self.beta2) < 2:
             return Verdict("undecided", "the question needs both kinds of update, each under two beta2 or more.")
-        pair = lambda beta1, beta2: (
-            self._of(rows, beta1, beta2, "single"),
-            self._of(rows, beta1, beta2, "three"),
-        )
-        each = holm({betas: ratio(*pair(*betas)) for betas in product(self.beta1, self.beta2)})
-        first, *others = self.beta2
-        changes = holm(
-            {
-                (beta1, beta2): interaction(*pair(beta1, first), *pair(beta1, beta2))
-                for beta1, beta2 in product(self.beta1, others)
-            }
-        )
+        each, changes, first = holm(self._each(rows)), holm(self._changes(rows)), self.beta2[0]
         seen = [f"at {self._name(*betas)} {found.words('single', 'three')}" for betas, found in each.items()]
         seen += [found.change(f"that ratio at {self._name(*b)}", f"that at {first:g}") for b, found in changes.items()]
         kinds = {found.kind for found in changes.values()}
@@ -93,6 +73,21 @@ class Betas(Question):
         if kinds & {"slower", "faster"}:
             return Verdict("supported", because)
         return Verdict("undecided" if "unclear" in kinds else "contradicted", because)
+
+    def _each(self, rows: Sequence[Row]) -> dict[tuple[float, float], Differences]:
+        """The ratio of single to three, at each pair of betas."""
+        return {betas: ratio(*self._pair(rows, *betas)) for betas in product(self.beta1, self.beta2)}
+
+    def _changes(self, rows: Sequence[Row]) -> dict[tuple[float, float], Differences]:
+        """How many times larger that ratio is than at the first beta2, at each pair of betas with another."""
+        first, *others = self.beta2
+        return {
+            (beta1, beta2): interaction(*self._pair(rows, beta1, first), *self._pair(rows, beta1, beta2))
+            for beta1, beta2 in product(self.beta1, others)
+        }
+
+    def _pair(self, rows: Sequence[Row], beta1: float, beta2: float) -> tuple[list[Row], list[Row]]:
+        return self._of(rows, beta1, beta2, "single"), self._of(rows, beta1, beta2, "three")
 
     def _of(self, rows: Sequence[Row], beta1: float, beta2: float, updates: str) -> list[Row]:
         """The rows of one setting, by seed."""

@@ -135,7 +135,7 @@ class Discovery(Command):
                     compiled.add(key)
         rows = file.read()
         verdict = self.verdict(rows)
-        conclude(folder, lambda path: self.picture(rows, verdict, path), self.title, verdict)
+        conclude(folder, self.title, verdict, lambda path: self.picture(rows, verdict, path))
         for table in self.tables(rows):
             screen.print(table)
         screen.print(f"{verdict}\nResults and picture: {self.out}")

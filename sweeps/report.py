@@ -33,8 +33,10 @@ ROWS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
-class Trained(Models):
+class Collected(Models):
     """The models of several sweeps together, a line a model; of a seed that was trained on, the last row."""
+
+    title = "Do transformers hold their circuits?"
 
     def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
         if self.swaps == "edges":
@@ -80,17 +82,17 @@ SECTIONS: Mapping[str, Section] = {
         ),
         pictured=False,
     ),
-    "models-nodes": Section(Trained(rules=("causal",)), ("nodes-singles", "nodes-combined"), pictured=False),
+    "models-nodes": Section(Collected(rules=("causal",)), ("nodes-singles", "nodes-combined"), pictured=False),
     "models-edges": Section(
-        Trained(rules=("causal",), swaps="edges", start="FOLDER", epochs=20),
+        Collected(rules=("causal",), swaps="edges", start="FOLDER", epochs=20),
         ("edges", "edges-longer", "edges-1+3-base", "edges-3-base"),
         pictured=False,
     ),
     "further-nodes": Section(
-        Trained(case="further", rules=("causal",), batch_size=64), ("further", "nodes-two_majorities"), pictured=False
+        Collected(case="further", rules=("causal",), batch_size=64), ("further", "nodes-two_majorities"), pictured=False
     ),
     "further-edges": Section(
-        Trained(case="further", rules=("causal",), swaps="edges", start="FOLDER", epochs=20),
+        Collected(case="further", rules=("causal",), swaps="edges", start="FOLDER", epochs=20),
         ("further-edges", "edges-two_majorities"),
         pictured=False,
     ),
@@ -126,14 +128,15 @@ class Report(Command):
         for name in track(self.only or SECTIONS, "reporting", console=screen, disable=not screen.is_terminal):
             section, rows = SECTIONS[name], rows_of(name)
             verdict = section.question.verdict(rows)
-            said.append(in_markdown(name, section.question, rows, verdict))
+            said.append(in_markdown(name, section, rows, verdict))
+            print(f"{name}: {verdict.kind}", flush=True)
             if section.pictured:
                 said.append(f"![{section.question.title}](pictures/{name}.png)")
             if section.pictured and self.pictures:
                 with replaced(out / "pictures" / f"{name}.png") as path:
                     section.question.picture(rows, verdict, path)
         write_atomically(out / "report.md", "\n\n".join(said) + "\n")
-        print(f"{len(said) - 1} sections: {out / 'report.md'}")
+        print(f"Tables and pictures: {out / 'report.md'}")
         return 0
 
 
@@ -141,7 +144,7 @@ def rows_of(name: str) -> list[Row]:
     """The rows of a section.
 
     Raises:
-        UserError: a file is missing, or a setting lacks a seed.
+        UserError: a file is missing.
     """
     section, rows = SECTIONS[name], []
     for file in section.files or (name,):
@@ -156,13 +159,16 @@ def keep(folder: Path) -> None:
     """Takes the rows of a finished results folder, with what was measured of its members, into sweeps/results.
 
     Raises:
-        UserError: the folder is not that of a finished sweep.
+        UserError: the folder is not that of a finished sweep, or other rows lie there under its name.
     """
     if not (folder / "summary.json").exists():
         raise UserError(f"--keep names {folder}, which has no summary.json, so it is no finished results folder")
     measured = {row["member"]: row for row in RowsFile(folder / "measured.jsonl").read()}
     rows = [row | measured.get(row["member"], {}) for row in read_rows(folder)]
-    write_atomically(ROWS / f"{folder.name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    path, text = ROWS / f"{folder.name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
+    if path.exists() and path.read_text() != text:
+        raise UserError(f"--keep names {folder}, but {path} has other rows; remove that file, or rename the folder")
+    write_atomically(path, text)
 
 
 def command(question: Question) -> str:
@@ -175,20 +181,22 @@ def command(question: Question) -> str:
     return " ".join(["python -m", module, *changed])
 
 
-def in_markdown(name: str, question: Question, rows: Sequence[Row], verdict: Verdict) -> str:
-    """A section: the question, its command, the verdict, and its tables."""
-    text = StringIO()
+def in_markdown(name: str, section: Section, rows: Sequence[Row], verdict: Verdict) -> str:
+    """A section: the question, its command, where its rows lie, the verdict, and its tables."""
+    question, text = section.question, StringIO()
     screen = Console(file=text, width=400, highlight=False, soft_wrap=True)
     for table in question.tables(rows):
         title, caption = table.title, table.caption
         table.box, table.title, table.caption = box.MARKDOWN, None, None
-        screen.print(f"\n{title}:\n")
+        screen.print(f"\n**{title}**\n")
         screen.print(table)
         if caption:
             screen.print(f"\n*{caption}*")
     lines = "\n".join(line.strip() for line in text.getvalue().splitlines())
     lines = re.sub("\n{3,}", "\n\n", lines).strip()
-    return f"## {name}\n\n{question.title}\n\n    {command(question)}\n\n{verdict}\n\n{lines}"
+    files = ", ".join(f"{file}.jsonl" for file in section.files or (name,))
+    where = f"Rows: {files} ([commands and devices](results/README.md))."
+    return f"## {name}\n\n{question.title}\n\n    {command(question)}\n\n{verdict}\n\n{where}\n\n{lines}"
 
 
 if __name__ == "__main__":

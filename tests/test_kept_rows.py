@@ -55,6 +55,10 @@ def test_the_rows_of_a_finished_folder_are_kept_with_what_was_measured(tmp_path:
     keep(folder)
     kept = [json.loads(line) for line in (tmp_path / "betas-of-mine.jsonl").read_text().splitlines()]
     assert kept == [rows[0], {**rows[1], "hidden": 0.1}]
+    keep(folder)  # the same again
+    (folder / "measured.jsonl").unlink()
+    with pytest.raises(UserError, match=r"betas-of-mine.jsonl has other rows; remove that file, or rename the folder$"):
+        keep(folder)
 
 
 def test_a_section_that_is_not_there_and_a_file_that_is_missing_are_named(tmp_path: Path, monkeypatch):

@@ -49,13 +49,16 @@ class AgainstFirst(Question):
         return super().run()
 
     def comparisons(self, rows: Sequence[Row]) -> dict[str, Differences]:
-        first, *others = self.settings()
-        return {f"{name} / {first}": ratio(by_seed(rows, name), by_seed(rows, first)) for name in others}
+        first, *_ = self.settings()
+        return {f"{name} / {first}": found for name, found in self._ratios(rows).items()}
 
     def speeds(self, rows: Sequence[Row], names: Sequence[str] = ()) -> dict[str, Speed]:
         """How many times the epochs of the first setting others need: those of these names, or all; one family."""
+        return holm(self._ratios(rows, names))
+
+    def _ratios(self, rows: Sequence[Row], names: Sequence[str] = ()) -> dict[str, Differences]:
         first, *others = self.settings()
-        return holm({name: ratio(by_seed(rows, name), by_seed(rows, first)) for name in names or others})
+        return {name: ratio(by_seed(rows, name), by_seed(rows, first)) for name in names or others}
 
     def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
         first, *_ = self.settings()

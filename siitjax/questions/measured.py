@@ -61,7 +61,7 @@ def begin(
     return file
 
 
-def conclude(folder: Path, draw: Callable[[Path], None], question: str, verdict: Verdict) -> None:
+def conclude(folder: Path, question: str, verdict: Verdict, draw: Callable[[Path], None]) -> None:
     """Writes the picture and the summary.
 
     Args:

@@ -82,6 +82,22 @@ class Sweep(Command):
         """Whether the folder may hold the sweep unfinished."""
         return self.resume or self.distributed or self.slurm_job > 0
 
+    @property
+    def _submits(self) -> bool:
+        """Whether this process submits jobs, and is none itself."""
+        return self.slurm_jobs > 0 and not self.slurm_job
+
+    @property
+    def _cluster(self) -> slurm.Cluster:
+        return slurm.Cluster(
+            self.slurm_cluster,
+            self.slurm_partition,
+            self.slurm_jobs,
+            self.slurm_minutes,
+            max(self.workers, 1),
+            self.slurm_gpus,
+        )
+
     @abstractmethod
     def members(self) -> Sequence[Member]:
         """Everything to train."""
@@ -110,6 +126,10 @@ class Sweep(Command):
 
     def run(self) -> int:
         """Trains what has no row yet, and reports; 130 or 143 when a signal ended it."""
+        if self.slurm_jobs and self.distributed:
+            raise UserError("--slurm_jobs and --distributed are both given; a job is no host, so leave one out")
+        if self._submits:
+            slurm.check(self._cluster)
         if self.devices:
             jax.config.update("jax_num_cpu_devices", self.devices)
         if self.distributed:
@@ -133,25 +153,16 @@ class Sweep(Command):
         if policy.workers and worker is None:
             policy = replace(policy, workers=0)
         with results.held() as lock:
-            if self.slurm_jobs and not self.slurm_job:
+            if self._submits:
                 return self._submit(results, worker, screen)
             return self._train(results, policy, worker, lock, screen)
 
     def _submit(self, results: Results, worker: Words | None, screen: Console) -> int:
         if worker is None:
             raise UserError(f"no job could import {type(self).__name__}, which is in no file; write it into one")
-        cluster = slurm.Cluster(
-            self.slurm_cluster,
-            self.slurm_partition,
-            self.slurm_jobs,
-            self.slurm_minutes,
-            max(self.workers, 1),
-            self.slurm_gpus,
-        )
-        slurm.check(cluster)
         results.begin(resume=self.resume)
         log = Console(stderr=True, soft_wrap=True, highlight=False)
-        ended = slurm.train(results, slurm.Job(*worker), cluster, log)
+        ended = slurm.train(results, slurm.Job(*worker), self._cluster, log)
         return 128 + ended if ended is not None else self._report(results, None, screen)
 
     def _train(self, results: Results, policy: Policy, worker: Words | None, lock: int, screen: Console) -> int:
@@ -196,10 +207,10 @@ class Sweep(Command):
         return self._report(results, ended.occupancy if ended else None, screen)
 
     def _report(self, results: Results, occupancy: Occupancy | None, screen: Console) -> int:
-        rows = self.measured(results.check(resume=True) or [], results)
-        verdict = _show(self, rows, screen)
         from siitjax.questions.pictures import curves_picture
 
+        rows = self.measured(results.check(resume=True) or [], results)
+        verdict = _show(self, rows, screen)
         busy = {} if occupancy is None else {"occupancy": occupancy.shares()}
         forget(results.checkpoints)
         with results.usable():

@@ -52,7 +52,7 @@ class Betas(Question):
                 hyper=Hyperparams(beta1=beta1, beta2=beta2, p_unused=self.p_unused),
             )
             for beta1, beta2, updates in settings
-            for seed in range(self.seeds)
+            for seed in self.every_seed
         ]
 
     def comparisons(self, rows: Sequence[Row]) -> dict[str, Differences]:

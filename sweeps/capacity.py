@@ -64,7 +64,7 @@ class Capacity(Question):
             for d_mlp in self.d_mlp:
                 case = combine(parts, width_factor=self.width_factor, d_head=self.d_head, d_mlp=d_mlp)
                 config = self.train_config(case)
-                seeds = range(1 if self.quick else self.seeds)
+                seeds = self.every_seed[:1] if self.quick else self.every_seed
                 hyper = Hyperparams(p_unused=0.8, lr_start=self.lr_start, lr_end=self.lr_end, beta2=self.beta2)
                 members += [Member(_setting(model, d_mlp), seed, config, hyper) for seed in seeds]
         return members

@@ -58,7 +58,7 @@ class Alone(Question):
 
     def members(self) -> Sequence[Member]:
         config, hyper = self.train_config(self.build()), Hyperparams(w_iit=0.0, w_siit=0.0, **RECIPE)
-        return [Member(ALONE, seed, config, hyper) for seed in range(self.seeds)]
+        return [Member(ALONE, seed, config, hyper) for seed in self.every_seed]
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         good = sum(row["accuracy"] >= 0.999 for row in rows)
@@ -108,7 +108,7 @@ class Crystallise(Question):
         if others := {row["case"] for row in rows} - {case.name}:
             raise UserError(f"--alone is {self.alone}, which has transformers of {min(others)}, not of {case.name}")
         starts = {row["seed"]: weights_file(folder, row["member"]) for row in rows}
-        if missing := [seed for seed in range(self.seeds) if seed not in starts]:
+        if missing := [seed for seed in self.every_seed if seed not in starts]:
             raise UserError(
                 f"--alone is {self.alone}, which has no transformer of seed {missing[0]}; train them there, or leave "
                 "--alone out"
@@ -124,7 +124,7 @@ class Crystallise(Question):
             )
             for name in (SCRATCH, DECLARED, FOUND)
             for seed, start in starts.items()
-            if seed < self.seeds
+            if seed in self.every_seed
         ]
 
     def speeds(self, rows: Sequence[Row]) -> dict[str, Speed]:

@@ -51,7 +51,7 @@ class Gain(Question):
         return [
             Member(_setting(model, gain), seed, config, Hyperparams(p_unused=0.8))
             for (model, gain), config in configs.items()
-            for seed in range(QUICK if self.quick else self.seeds)
+            for seed in (self.every_seed[:QUICK] if self.quick else self.every_seed)
         ]
 
     def _case(self, model: str, gain: float) -> Case:

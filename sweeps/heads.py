@@ -50,7 +50,7 @@ class Heads(Question):
             for d_head in self.d_head
             for share in (False, True)
             for case in [self.build(d_head=d_head, share_heads=share)]
-            for seed in range(2 if self.quick else self.seeds)
+            for seed in (self.every_seed[:2] if self.quick else self.every_seed)
         ]
 
     def comparisons(self, rows: Sequence[Row]) -> dict[str, Differences]:

@@ -65,7 +65,7 @@ class Kinds(Question):
         return [
             Member(name, seed, config, replace(Recipe.edges().hyper, **without), start)
             for name, without in LEFT_OUT.items()
-            for seed in range(self.seeds)
+            for seed in self.every_seed
         ]
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:

@@ -40,7 +40,7 @@ class AgainstFirst(Question):
         return [
             Member(name, seed, config, hyper)
             for name, (config, hyper) in self.settings().items()
-            for seed in range(self.seeds)
+            for seed in self.every_seed
         ]
 
     def run(self) -> int:

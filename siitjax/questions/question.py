@@ -246,7 +246,8 @@ class Question(Sweep):
     width_factor: float = flag(
         0.0, "several tasks: d_model, as a multiple of the largest task's; 0: 32, or more where heads need it", least=0
     )
-    seeds: int = flag(16, "members a setting; their seeds are 0, 1, 2, ...", least=1, most=MOST_SEEDS)
+    seeds: int = flag(16, "members a setting; their seeds count from --first_seed", least=1, most=MOST_SEEDS)
+    first_seed: int = flag(0, "the first seed: a later sweep adds seeds to an earlier one", least=0)
     epochs: int = flag(100, "passes over the training strings at most; the learning rate falls until the last", least=1)
     samples: int = flag(10_000, "strings a task: four fifths are trained on, one fifth is validated on", least=1)
     batch_size: int = flag(256, "pairs of a base and a source a batch", least=1)
@@ -262,6 +263,11 @@ class Question(Sweep):
     @property
     def about(self) -> str:
         return registry.short_name(self.case)
+
+    @property
+    def every_seed(self) -> range:
+        """The seeds of each setting."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     def build(self, **layout: Any) -> Case:
         """The case that is asked for; `layout` as `siitjax.causal.registry.build` takes it."""

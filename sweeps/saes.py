@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import jax
 from rich.console import Console
+from rich.table import Table
 
 import cases
 from siitjax.analysis.sae.kinds import KINDS
@@ -129,7 +130,7 @@ class SAEs(Command):
                 screen.print(costs_table(costs, peers))
             for kind in ("png", "pdf"):
                 with replaced(results.folder / f"figure.{kind}") as path:
-                    picture(rows, f"{self.title}\n{verdict}", path)
+                    self.picture(rows, verdict, path)
             ran_on = {**machine(), "jax": version("jax")}
             cost = [{**asdict(cost), **({"saelens": peer} if peer else {})} for cost, peer in beside(costs, peers)]
             results.finish({"question": self.title, "verdict": asdict(verdict), "cost": cost, "ran_on": ran_on})
@@ -173,10 +174,23 @@ class SAEs(Command):
         return SAEConfig(job.kind, job.width, self.latents, self.steps, self.batch_size, self.lr)
 
     def _show(self, rows: Sequence[Row], screen: Console) -> Verdict:
-        verdict = decide(rows)
-        screen.print(kinds_table(rows, self.title))
+        verdict = self.verdict(rows)
+        for table in self.tables(rows):
+            screen.print(table)
         screen.print(str(verdict))
         return verdict
+
+    def verdict(self, rows: Sequence[Row]) -> Verdict:
+        """What the rows say."""
+        return decide(rows)
+
+    def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
+        """A line a kind and sparsity."""
+        return [kinds_table(rows, self.title)]
+
+    def picture(self, rows: Sequence[Row], verdict: Verdict, path: Path) -> None:
+        """Draws the picture, a png or a pdf as the path says."""
+        picture(rows, f"{self.title}\n{verdict.kind.capitalize()}", path)
 
 
 def _saelens() -> Any:

@@ -1,6 +1,7 @@
 """Sites, what is known of them, and the scores: against plain Python, and on a transformer made by hand."""
 
 import re
+import warnings
 from functools import cache, partial
 
 import jax
@@ -14,6 +15,7 @@ from siitjax.analysis.sae.exam import Half, prepare_exam
 from siitjax.analysis.sae.known import held, known_values, swappable, task_named
 from siitjax.analysis.sae.score import FOUND, find, interchange_latents, probe, score
 from siitjax.analysis.sae.site import Site, all_sites, find_sites
+from siitjax.analysis.sae.value_directions import mean_correlation, uniqueness, value_directions
 from siitjax.causal.case import Case
 from siitjax.causal.circuit import Variable
 from siitjax.causal.data import Uniform
@@ -334,3 +336,27 @@ def test_sites_are_found_by_name_and_unknown_ones_told():
 def test_a_site_without_frequent_values_is_told():
     with pytest.raises(ValueError, match="holds no value that 20 tokens have; choose another site"):
         prepare_exam(MODEL, CASE, POST, SAMPLES[:4], 4, 0)
+
+
+def test_directions_of_values_are_the_means_of_plain_python():
+    x = np.array([[1.0, 0.0], [3.0, 0.0], [0.0, 4.0], [9.0, 9.0]])
+    holds = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    counted = np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
+    # (1 + 3) / 2 less (0, 4); (0, 4) less (1 + 3 + 9) / 3 and 9 / 3.
+    np.testing.assert_allclose(value_directions(x, holds, counted), [[2.0, -4.0], [-13 / 3, 1.0]])
+
+
+def test_mcc_and_uniqueness_are_those_of_saelens():
+    with warnings.catch_warnings():
+        # SAELens 6 imports names of TransformerLens that are to go in its version 4.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        synthetic = pytest.importorskip("sae_lens.synthetic")
+    import torch
+
+    rng = np.random.default_rng(0)
+    for latents in (3, 5, 40):
+        directions, values = (rng.normal(size=(n, 6)).astype(np.float32) for n in (latents, 5))
+        given = torch.tensor(directions), torch.tensor(values)
+        ours = mean_correlation(directions, values), uniqueness(directions, values)
+        theirs = synthetic.mean_correlation_coefficient(*given), synthetic.feature_uniqueness(*given)
+        assert ours == pytest.approx(theirs, abs=1e-5)

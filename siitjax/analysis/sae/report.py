@@ -14,7 +14,6 @@ from rich.table import Table
 
 from siitjax.analysis.sae.kinds import KINDS
 from siitjax.analysis.sae.results import Row
-from siitjax.analysis.sae.site import HOOKS
 from siitjax.analysis.sae.study import Cost
 from siitjax.base.share import percent
 from siitjax.questions.pictures import COLOURS, STYLE
@@ -116,6 +115,8 @@ def kinds_table(rows: Sequence[Row], title: str) -> Table:
         "purity": "purity",
         "split": "split",
         "absorbed": "absorbed",
+        "mcc": "MCC",
+        "uniqueness": "unique",
         "accuracy": "accuracy",
         "iia": "IIA",
         "latent_changed_iia": "latents' IIA",
@@ -136,8 +137,9 @@ def kinds_table(rows: Sequence[Row], title: str) -> Table:
         table.add_row(name if trained else f"{name}, untrained model", f"{len(ours)}", *cells)
     table.caption = (
         "in %, means over the sites and seeds; coverage: values found at F1 0.95; recovered: of those that the probe "
-        "finds; accuracy and IIA with the reconstruction spliced in; latents' IIA: labels that should change and do, "
-        "the matched latents alone being interchanged"
+        "finds; MCC and unique: decoder directions beside the values' own, as SAELens has them; accuracy and IIA with "
+        "the reconstruction spliced in; latents' IIA: labels that should change and do, the matched latents alone "
+        "being interchanged"
     )
     table.caption_justify = "left"
     return table
@@ -169,39 +171,36 @@ def costs_table(costs: Sequence[Cost], peers: Sequence[float]) -> Table:
 
 
 def picture(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Recovery, and IIA of the matched latents, against L0: a panel a hook, a colour a kind, a dot a setting of a site.
-
-    Lines join the means over the sites, one for each sparsity of a kind; crosses are controls.
-    """
-    hooks = [hook for hook in HOOKS if any(row["hook"] == hook for row in rows)]
+    """Recovery, and IIA of the matched latents: a line a dictionary, a dot a model, a stroke their median."""
     scores = {"recovered": "values recovered, of the probe's", "latent_changed_iia": "IIA of the matched latents"}
-    with matplotlib.rc_context({**STYLE, "font.size": 8}):
-        figure = Figure(figsize=(2 + 2.6 * len(hooks), 6.2), layout="constrained")
-        axes = figure.subplots(2, len(hooks), sharex=True, sharey=True, squeeze=False)
-        for line, (score, label) in zip(axes, scores.items(), strict=True):
-            line[0].set_ylabel(label)
-            for axis, hook in zip(line, hooks, strict=True):
-                _panel(axis, [row for row in rows if row["hook"] == hook and row["trained"]], score)
-        for above, beneath, hook in zip(*axes, hooks, strict=True):
-            above.set_title(hook, fontsize=9)
-            beneath.set_xlabel("L0")
-        named = {n: h for axis in axes.flat for h, n in zip(*axis.get_legend_handles_labels(), strict=True)}
-        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False)
-        figure.suptitle(title, fontsize=9, x=0.01, ha="left", wrap=True)
+    ours = [row for row in rows if row["trained"] and row["kind"] != "probe"]
+    order = (*KINDS, *CONTROLS)
+    place = lambda row: (order.index(row["kind"]), row["sparsity"] or 0)
+    settings = dict.fromkeys((row["kind"], row["sparsity"]) for row in sorted(ours, key=place))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6, 1.3 + 0.22 * len(settings)), layout="constrained")
+        figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+        axes = figure.subplots(1, 2, sharey=True)
+        for axis, (score, label) in zip(axes, scores.items(), strict=True):
+            for i, setting in enumerate(settings):
+                held = [row for row in ours if (row["kind"], row["sparsity"]) == setting]
+                _line(axis, by_model(held, score), i, COLOURS[order.index(setting[0])])
+            axis.set(xlabel=f"{label}, %", xlim=(-3, 103), ylim=(len(settings) - 0.5, -0.5))
+        axes[0].set_yticks(range(len(settings)), [k if s is None else f"{k} {s:g}" for k, s in settings], fontsize=8)
         figure.savefig(path, dpi=150)
 
 
-def _panel(axis: Axes, rows: Sequence[Row], score: str) -> None:
-    for i, kind in enumerate((*KINDS, *CONTROLS)):
-        ours = [row for row in rows if row["kind"] == kind and row.get(score) is not None]
-        colour, mark, middle = COLOURS[i], "o" if kind in KINDS else "x", []
-        for sparsity in dict.fromkeys(row["sparsity"] for row in ours):
-            setting = [row for row in ours if row["sparsity"] == sparsity]
-            middle.append((average(setting, "l0"), average(setting, score)))
-            for place in dict.fromkeys((row["model"], row["site"]) for row in setting):
-                seeds = [row for row in setting if (row["model"], row["site"]) == place]
-                axis.plot(average(seeds, "l0"), average(seeds, score), mark, color=colour, ms=3, alpha=0.35)
-        if middle:
-            axis.plot(*zip(*middle, strict=True), f"{mark}-", color=colour, label=kind, ms=6)
-    axis.set_xscale("log")
-    axis.set_ylim(-0.03, 1.03)
+def by_model(rows: Sequence[Row], score: str) -> list[float]:
+    """In %, of each model that has the score, the mean over its sites of the mean over their seeds."""
+    known = [row for row in rows if row.get(score) is not None]
+    of = lambda model: [row for row in known if row["model"] == model]
+    sites = lambda ours: dict.fromkeys(row["site"] for row in ours)
+    mean_of = lambda ours: np.mean([average([r for r in ours if r["site"] == site], score) for site in sites(ours)])
+    return [100 * float(mean_of(of(model))) for model in dict.fromkeys(row["model"] for row in known)]
+
+
+def _line(axis: Axes, models: Sequence[float], i: int, colour: str) -> None:
+    heights = i + (np.linspace(-0.2, 0.2, len(models)) if len(models) > 1 else np.zeros(len(models)))
+    axis.plot(models, heights, "o", color=colour, markersize=4, alpha=0.6)
+    if models:
+        axis.vlines(float(np.median(models)), i - 0.35, i + 0.35, color=colour, linewidth=2)

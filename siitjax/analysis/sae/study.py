@@ -22,6 +22,7 @@ from siitjax.analysis.sae.score import FOUND, Found, Scores, probe, score
 from siitjax.analysis.sae.site import Site
 from siitjax.analysis.sae.spread import compile_spread
 from siitjax.analysis.sae.train import Activity, Lane, SAEConfig, folded, prepare, train
+from siitjax.analysis.sae.value_directions import mean_correlation, uniqueness, value_directions
 from siitjax.base.errors import UserError
 from siitjax.base.jsonl import Row
 from siitjax.causal.case import Case
@@ -217,12 +218,20 @@ def _score_site(subject: Subject, site: Site, jobs: list[Job], saes: list[SAE]) 
     stacked: Dictionary = jax.tree.map(lambda *x: jnp.stack(x), *(d.padded(n_latents) for d in every))
     scores: Scores = jax.device_get(compile_spread(score, exam.ground, stacked)(exam.ground, stacked))
     ceiling = jax.device_get(probe(exam))
+    measure = exam.ground.measure
+    values = value_directions(*map(np.asarray, (measure.x, measure.holds, measure.counted)))
     heads = [job.describe() for job in jobs]
     heads += [{**_place(subject, site), "kind": kind, "sparsity": None, "seed": None} for kind in CONTROLS]
     rows = []
     for i, (head, dictionary) in enumerate(zip(heads, every, strict=True)):
         own: Scores = jax.tree.map(lambda x, i=i: x[i], scores)
-        rows.append({**head, **_found(own.found, ceiling, exam), **_used(own, len(dictionary.W_dec), subject, exam)})
+        directions = np.asarray(dictionary.W_dec)
+        along = {
+            "mcc": _number(mean_correlation(directions, values)),
+            "uniqueness": _number(uniqueness(directions, values)),
+        }
+        used = _used(own, len(directions), subject, exam)
+        rows.append({**head, **_found(own.found, ceiling, exam), **along, **used})
     rows.append({**_place(subject, site), "kind": LAST, "sparsity": None, "seed": None})
     rows[-1] |= _found(ceiling, ceiling, exam)
     return rows

@@ -13,14 +13,16 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 import cases
-from siitjax.analysis.neuron_report import models_table, picture, widths_picture
+from siitjax.analysis.neuron_report import maps_picture, models_table, picture, widths_picture
 from siitjax.analysis.neuron_summary import LEAST, MOST, Model, neuron_rows, summarised
 from siitjax.analysis.neurons import Answers, measure_neurons, samples_by_task
 from siitjax.base.choice import check_choice
 from siitjax.base.command import Command, flag, main
 from siitjax.base.errors import UserError
+from siitjax.base.jsonl import Row
 from siitjax.base.versions import machine
 from siitjax.causal.case import Case
 from siitjax.io.hub_folder import new_folder
@@ -95,24 +97,41 @@ class Polysemanticity(Command):
         with new_folder(Path(self.out)) as folder:
             found = [self._measured(name, trained) for name, trained in _tracked(shipped)]
             scaled = [self._alone(name, trained) for name, trained in _tracked(by_width)]
-            models, widths = ([model for _, model in which] for which in (found, scaled))
-            verdict = decide(models)
+            rows = [asdict(model) | {"by_width": False} for _, model in found]
+            rows += [asdict(model) | {"by_width": True} for _, model in scaled]
+            widths = _models(rows, by_width=True)
+            verdict = self.verdict(rows)
             said = "\n".join([str(verdict), *([starts(widths)] if widths else [])])
-            rows = [row for answers, model in [*found, *scaled] for row in neuron_rows(answers, model)]
-            (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            neurons = [row for answers, model in [*found, *scaled] for row in neuron_rows(answers, model)]
+            for name, lines in (("models", rows), ("neurons", neurons)):
+                (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             for kind in ("png", "pdf"):
-                picture(found, f"{self.title}\n{verdict}", folder / f"figure.{kind}")
+                self.picture(rows, verdict, folder / f"figure.{kind}")
+                maps_picture(found, folder / f"map.{kind}")
                 if widths:
-                    widths_picture(widths, starts(widths), folder / f"width.{kind}")
+                    widths_picture(widths, "Shared neurons by width", folder / f"width.{kind}")
             ran_on = {**machine(), "jax": version("jax")}
             summary = {"question": self.title, "config": config, "verdict": asdict(verdict), "said": said}
-            summary |= {"models": [*map(asdict, models)], "width": [*map(asdict, widths)], "ran_on": ran_on}
-            (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        screen.print(models_table(models, self.title))
-        if widths:
-            screen.print(models_table(widths, "By width"))
-        screen.print(f"{said}\nResults and picture: {self.out}")
+            (folder / "summary.json").write_text(json.dumps(summary | {"ran_on": ran_on}, indent=1) + "\n")
+        for table in self.tables(rows):
+            screen.print(table)
+        screen.print(f"{said}\nResults and pictures: {self.out}")
         return 0
+
+    def verdict(self, rows: Sequence[Row]) -> Verdict:
+        """What the models say, a row each."""
+        return decide(_models(rows))
+
+    def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
+        """A line a model; those of a sweep by width in a table of their own."""
+        tables = [models_table(_models(rows), self.title)]
+        if widths := _models(rows, by_width=True):
+            tables.append(models_table(widths, "By width"))
+        return tables
+
+    def picture(self, rows: Sequence[Row], verdict: Verdict, path: Path) -> None:
+        """Draws the picture, a png or a pdf as the path says."""
+        picture(_models(rows), f"{self.title}\n{verdict.kind.capitalize()}", path)
 
     def _finished(self, config: dict[str, Any]) -> str | None:
         """What the same run said before; None where there is no folder."""
@@ -146,6 +165,11 @@ class Polysemanticity(Command):
         rng = np.random.default_rng(self.seed)
         strings = samples_by_task(case, self.strings, rng)
         return measure_neurons(model, case, strings, rng, ablated=self.ablated, backgrounds=self.backgrounds)
+
+
+def _models(rows: Sequence[Row], by_width: bool = False) -> list[Model]:
+    """The shipped models of the rows, or those of a sweep by width."""
+    return [Model.from_row(row) for row in rows if row["by_width"] == by_width]
 
 
 def decide(models: Sequence[Model]) -> Verdict:

@@ -72,8 +72,16 @@ def test_the_command_writes_a_folder_once_and_refuses_the_rest_in_one_line(tmp_p
     )
     assert first[0] == 0, first[2]
     assert "Undecided: the rule needs three combined models, and 0 were measured." in first[1]
-    assert list(contents(out)) == ["figure.pdf", "figure.png", "rows.jsonl", "summary.json"]
-    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    assert list(contents(out)) == [
+        "figure.pdf",
+        "figure.png",
+        "map.pdf",
+        "map.png",
+        "models.jsonl",
+        "neurons.jsonl",
+        "summary.json",
+    ]
+    rows = [json.loads(line) for line in (out / "neurons.jsonl").read_text().splitlines()]
     assert [(row["layer"], row["neuron"]) for row in rows] == [(0, i) for i in range(48)]
     assert set(rows[0]["loss"]) == {"left_greater"}
     assert set(rows[0]["information"]) == {"counts", "left_greater"}
@@ -119,12 +127,12 @@ def test_what_converged_in_a_sweep_is_measured_by_width(swept, tmp_path, command
     (code, said, err), again, without = commands(Polysemanticity, flags, flags, (*SMALL, f"--out={out}"))
     assert code == 0, err
     summary = json.loads((out / "summary.json").read_text())
-    assert [model["name"] for model in summary["models"]] == ["1"]
+    first, width = (json.loads(line) for line in (out / "models.jsonl").read_text().splitlines())
+    assert (first["name"], first["by_width"], width["by_width"]) == ("1", False, True)
     name = "1+1, d_mlp 4, seed 0"
     assert list(summary["config"]["weights"]) == ["1", name]
-    (width,) = summary["width"]
     assert [width[key] for key in ("name", "tasks", "neurons", "control")] == [name, 2, 8, None]
-    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / "neurons.jsonl").read_text().splitlines()]
     ours = [row for row in rows if row["model"] == name]
     assert len(rows) == 48 + len(ours)
     assert [(row["layer"], row["neuron"]) for row in ours] == [(layer, i) for layer in range(2) for i in range(4)]

@@ -59,17 +59,23 @@ def models_table(models: Sequence[Model], title: str) -> Table:
     return table
 
 
-def picture(found: Sequence[tuple[Answers, Model]], title: str, path: Path) -> None:
-    """Shared neurons and their spread by model; then a map of live neurons by task for each combined model's MLPs."""
+def picture(models: Sequence[Model], title: str, path: Path) -> None:
+    """Shares of the live neurons, a place a model: those that matter to a task, and to two, beside random ones."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6, 3.4), layout="constrained")
+        figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+        _shares(figure.subplots(), models)
+        figure.savefig(path, dpi=150)
+
+
+def maps_picture(found: Sequence[tuple[Answers, Model]], path: Path) -> None:
+    """Over how many tasks neurons spread, by model; then a map of live neurons by task for combined models' MLPs."""
     maps = [(answers, model) for answers, model in found if model.tasks > 1]
     tall = sum(0.14 * model.tasks + 0.2 for _, model in maps)
     with matplotlib.rc_context({**STYLE, "font.size": 8}):
-        figure = Figure(figsize=(11, 4.6 + tall), layout="constrained")
-        figure.suptitle(title, fontsize=9, x=0.01, ha="left", wrap=True)
-        above, beneath = figure.subfigures(2, 1, height_ratios=(3.2, tall + 1), squeeze=False).flat
-        left, right = above.subplots(1, 2)
-        _shares(left, [model for _, model in found])
-        _spreads(right, found)
+        figure = Figure(figsize=(11, 4.2 + tall), layout="constrained")
+        above, beneath = figure.subfigures(2, 1, height_ratios=(2.8, tall + 1), squeeze=False).flat
+        _spreads(above.subplots(), found)
         if maps:
             layers = max(len(model.layers) for _, model in maps)
             ratios = [0.14 * model.tasks + 0.2 for _, model in maps]

@@ -1,13 +1,14 @@
 """What the neurons of a whole model answer to: how many matter to several tasks, beside random transformers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
 
 from siitjax.analysis.neurons import Answers, participation_ratio, shared_by_chance
+from siitjax.base.jsonl import Row
 
 MATTERS = 0.01
 """Nats a token: a neuron matters to the tasks whose mean loss rises by as much or more without it."""
@@ -55,6 +56,11 @@ class Model:
     answered: float
     of_two: float
     told: list[list[float]]
+
+    @staticmethod
+    def from_row(row: Row) -> "Model":
+        """As JSON has it."""
+        return Model(**{f.name: row[f.name] for f in fields(Model)})
 
     @property
     def share(self) -> float:

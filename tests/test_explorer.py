@@ -232,7 +232,7 @@ def test_a_page_stands_alone(written):
     assert changed_right == changed > 0
 
 
-def test_bad_input_is_one_line(written, tmp_path):
+def test_bad_input_is_one_line(written, tmp_path, commands):
     before = written.read_bytes()
     (tmp_path / "file").write_text("")
     for words, said in (
@@ -242,7 +242,7 @@ def test_bad_input_is_one_line(written, tmp_path):
         (("left_greater",), "OUT is missing: siitjax explore left_greater page.html"),
         (("1", "folder", "--all"), "--all takes one word, the folder OUT, but 1 folder was given"),
     ):
-        ended = run("-m", "siitjax", "explore", *map(str, words))
+        (ended,) = commands(explore.Explore, [*map(str, words)])
         assert (ended.code, ended.out) == (2, ""), ended.err
         assert said in ended.err
         assert ended.err.count("\n") == 1

@@ -18,6 +18,7 @@ from siitjax.base.errors import UserError
 from siitjax.front import here
 from siitjax.siit.objective import Sampling
 from siitjax.siit.train import Hyperparams, TrainConfig
+from sweeps.table import Models
 from tests.commands import run
 
 SMALL: dict[str, Any] = {"epochs": 2, "samples": 400, "batch_size": 64, "progress": False}
@@ -65,12 +66,12 @@ def test_importing_it_imports_nothing_and_the_room_of_sweeps_stays_one():
     assert ended.code == 0, ended.err
 
 
-def test_a_seed_gives_the_weights_of_the_table_to_the_bit(trained, tmp_path):
-    flags = ["--case=1", "--rules=causal", "--seeds=2", "--epochs=2", "--samples=400", "--batch_size=64", "--workers=1"]
-    ended = run("-m", "sweeps.table", *flags, f"--out={tmp_path}/table")
+def test_a_seed_gives_the_weights_of_the_table_to_the_bit(trained, tmp_path, commands):
+    flags = ["--case=1", "--rules=causal", "--first_seed=1", "--seeds=1", "--epochs=2", "--samples=400"]
+    (ended,) = commands(Models, [*flags, "--batch_size=64", "--workers=1", f"--out={tmp_path}/table"])
     assert ended.code == 0, ended.err
     path = trained.save(tmp_path / "mine.safetensors")
-    theirs, ours = load_file(tmp_path / "table" / "members" / "0001.safetensors"), load_file(path)
+    theirs, ours = load_file(tmp_path / "table" / "members" / "0000.safetensors"), load_file(path)
     assert {name: x.tobytes() for name, x in theirs.items()} == {name: x.tobytes() for name, x in ours.items()}
 
 

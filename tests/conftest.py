@@ -16,7 +16,7 @@ QUICK = "--xla_backend_optimization_level=0" + (SIMPLER if jax.__version_info__ 
 """XLA compiles in a quarter of the time, to slower programs. XLA_FLAGS in the environment decides otherwise: empty, it
 has the tests run what users run, as `make proofs` does."""
 
-LONGEST = ("test_pool", "test_chaos", "test_betas", "test_engine", "test_memory")
+LONGEST = ("test_pool", "test_engine", "test_memory", "test_throughput", "test_front")
 """The files that take longest, which come first: else one process would run them while the others have ended."""
 
 os.environ.setdefault("XLA_FLAGS", QUICK)

@@ -73,7 +73,8 @@ def _compiled(config: TrainConfig, lanes: int, batching: Batching, form: Form) -
     """In the form that is the fastest now: a test that acts as if on a GPU must not leave its program to others."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(siitjax.sweep.lanes, "make_train", counted)
-        patch.setattr(Lowered, "compile", compile_as_users)
+        if batching == "map":  # side by side, lanes give the same but for rounding
+            patch.setattr(Lowered, "compile", compile_as_users)
         before = traces[config]
         made = compile_program(config, lanes, batching=batching)
         assert traces[config] == before + 1

@@ -6,7 +6,8 @@ from tests.commands import HANGS, run
 from tests.tear import everything
 
 
-@pytest.mark.parametrize(("kills", "quick"), [(1, "--quick"), pytest.param(50, "--noquick", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "quick"), [(3, "--quick"), (50, "--noquick")])
 def test_a_sweep_that_is_killed_again_and_again_ends_bit_for_bit_as_one_that_was_not(kills, quick):
     ended = run("-m", "tests.chaos", f"--kills={kills}", quick, within=kills * HANGS)
     assert ended.code == 0, ended.out + ended.err

@@ -219,6 +219,7 @@ def test_two_workers_give_the_same_members(whole, tmp_path):
     assert_same(tmp_path / "results", whole)
 
 
+@pytest.mark.slow  # tests/test_engine.py has the same within one process
 def test_lanes_of_one_process_give_the_same_members(whole_as_users, tmp_path):
     """On one core, as a worker is: XLA splits a sum over its threads."""
     core = str(min(os.sched_getaffinity(0)))
@@ -293,9 +294,14 @@ def test_a_member_whose_workers_are_killed_twice_is_given_up_and_the_others_are_
     assert_same(folder, whole)
 
 
-@pytest.mark.parametrize("where", ["--workers=1", "--lanes=2"])
 @pytest.mark.parametrize(
-    ("number", "code", "doing"), [(signal.SIGINT, 130, "compiling"), (signal.SIGTERM, 143, "training")]
+    ("where", "number", "code", "doing"),
+    [
+        ("--lanes=2", signal.SIGINT, 130, "compiling"),
+        ("--workers=1", signal.SIGTERM, 143, "training"),
+        pytest.param("--workers=1", signal.SIGINT, 130, "compiling", marks=pytest.mark.slow),
+        pytest.param("--lanes=2", signal.SIGTERM, 143, "training", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_ends_a_run_within_seconds_and_it_says_how_to_go_on(tmp_path, where, number, code, doing):
     folder = tmp_path / "results"
@@ -359,7 +365,11 @@ def unshared(script: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize(
     ("size", "flags"),
-    [("40k", ["--workers=1"]), ("120k", ["--workers=2"]), ("100k", ["--lanes=2", "--save_seconds=0"])],
+    [
+        ("40k", ["--workers=1"]),
+        pytest.param("120k", ["--workers=2"], marks=pytest.mark.slow),
+        pytest.param("100k", ["--lanes=2", "--save_seconds=0"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_full_disk_is_one_line_and_what_was_written_is_whole(whole_as_users, tmp_path, size, flags):
     small = tmp_path / "small"

@@ -14,7 +14,7 @@ from siitjax.model.cpu.edges import by_reader
 from siitjax.model.cpu.transformer import batch_last
 from siitjax.model.nodes import Masks, Sites, block_of
 from siitjax.model.rolled import rolled, rolled_edges
-from siitjax.model.swaps import EdgeSwaps
+from siitjax.model.swaps import EdgeSwaps, joined
 from siitjax.model.transformer import Activations, Transformer
 
 
@@ -41,11 +41,11 @@ class Run(Protocol):
 class RunEdges(Protocol):
     """`Transformer.__call__` of every sample of a batch under swaps of edges: its logits.
 
-    `source` is what the same form's `Run` gave of the source runs.
+    `sources` are what the same form's `Run` gave of the source runs, which are counted over all of them.
     """
 
     def __call__(
-        self, model: Transformer, tokens: Int[Array, "batch seq"], swaps: EdgeSwaps, source: Any
+        self, model: Transformer, tokens: Int[Array, "batch seq"], swaps: EdgeSwaps, *sources: Any
     ) -> Float[Array, "batch mask seq out"]: ...
 
 
@@ -56,14 +56,12 @@ class Form(NamedTuple):
         run: computes it, perhaps under swaps of nodes.
         run_edges: computes it under swaps of edges.
         at_once: how many samples it is best given at once; None for as many as there are.
-        batch_axis: that of the activations.
         resumes: whether a run that is resumed costs less; otherwise runs are best done together, whole.
     """
 
     run: Run
     run_edges: RunEdges
     at_once: int | None
-    batch_axis: int
     resumes: bool = True
 
     def part(self, n: int) -> int:
@@ -94,10 +92,10 @@ def as_written(
 
 
 def edges_as_written(
-    model: Transformer, tokens: Int[Array, "batch seq"], swaps: EdgeSwaps, source: Activations
+    model: Transformer, tokens: Int[Array, "batch seq"], swaps: EdgeSwaps, *sources: Activations
 ) -> Float[Array, "batch mask seq out"]:
     """The model's own call under swaps of edges, under vmap."""
-    nodes = model.config.nodes
+    nodes, source = model.config.nodes, joined(sources)
 
     def run(tokens, mask, own, sources):
         there = own if sources is None else _taken(source, nodes.sites(sources), model.config.part_sizes)
@@ -122,13 +120,13 @@ def _taken(activations: Activations, sources: Sites, part_sizes: tuple[int, ...]
     return Activations(activations.embed[sources.embed], jnp.moveaxis(z, 1, 2), post)
 
 
-PLAIN = Form(as_written, edges_as_written, None, batch_axis=0)
+PLAIN = Form(as_written, edges_as_written, None)
 """What the other forms are tested against."""
 
-BATCH_LAST = Form(batch_last, by_reader, 40, batch_axis=-1)
+BATCH_LAST = Form(batch_last, by_reader, 40)
 """Of 40 samples under a few masks, most arrays fit a core's second-level cache."""
 
-ROLLED = Form(rolled, rolled_edges, None, batch_axis=0, resumes=False)
+ROLLED = Form(rolled, rolled_edges, None, resumes=False)
 """A GPU runs all masks of a few hundred samples at once, and its compiler takes minutes for blocks one by one."""
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from siitjax.base.precision import matmul_precision
 from siitjax.model.nodes import Masks
-from siitjax.model.swaps import EdgeSwaps, of_source
+from siitjax.model.swaps import EdgeSwaps, joined, of_source
 from siitjax.model.transformer import MLP, Activations, Block, Mask, Transformer, normalised
 
 Written = Float[Array, "sender seq d_model"]
@@ -80,12 +80,12 @@ def _under_nodes(
 
 @matmul_precision()
 def rolled_edges(
-    model: Transformer, tokens: Int[Array, "batch seq"], swaps: EdgeSwaps, source: Activations
+    model: Transformer, tokens: Int[Array, "batch seq"], swaps: EdgeSwaps, *sources: Activations
 ) -> Float[Array, "batch mask seq out"]:
-    """Logits of every sample under each of its swaps of edges; `source` is what `rolled` gave of the source runs."""
+    """Logits of every sample under each of its swaps of edges; `sources` are what `rolled` gave of the source runs."""
     blocks, nodes = stacked(model.blocks), model.config.nodes
     with jax.named_scope("source_writes"):
-        there = jax.lax.stop_gradient(jax.vmap(partial(_writes, blocks))(source))
+        there = jax.lax.stop_gradient(jax.vmap(partial(_writes, blocks))(joined(sources)))
     index = None if swaps.sources is None else jnp.moveaxis(swaps.sources, -1, 0)
     held = jax.vmap(of_source, (1, None if index is None else 0), 2)(there, index)
     held = jnp.broadcast_to(held, (*swaps.edges.shape[:2], len(nodes), *held.shape[3:]))

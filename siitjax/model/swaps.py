@@ -4,6 +4,9 @@ For every reader and sender it says whether the reader sees the sender's value o
 sender's positions, and of which source run. A swap of nodes is the case in which all readers of a sender see it.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.core
@@ -91,3 +94,8 @@ def of_source(
     Without numbers each example's source run is that of its own number; the mask axis is 1 long then.
     """
     return values[:, None] if sources is None else values[sources]
+
+
+def joined(runs: Sequence[Any]) -> Any:
+    """Several runs' activations, whose first axes are those of their samples, as one run's."""
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *runs)

@@ -122,12 +122,12 @@ def interchange_edges(
         _, there = form.run(model, source)
     with jax.named_scope("base_run"):
         logits, own = form.run(model, base)
+    runs = (there,)
     if swaps.sources is not None:
-        source = jnp.concatenate([source, base])
-        there = jax.tree.map(lambda a, b: jnp.concatenate([a, b], form.batch_axis), there, own)
+        source, runs = jnp.concatenate([source, base]), (there, own)
     swaps.check(len(circuit.nodes), base.shape, source.shape)
     with jax.named_scope("swapped_run"):
-        swapped = form.run_edges(model, base, swaps, jax.lax.stop_gradient(there))
+        swapped = form.run_edges(model, base, swaps, *jax.lax.stop_gradient(runs))
     labels = _own_labels(circuit, base)
     with jax.named_scope("causal_model"):
         swapped_labels = edge_labels(circuit, base, source, swaps)

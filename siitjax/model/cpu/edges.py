@@ -6,7 +6,7 @@ come first. LayerNorm takes a mean away that no reader sees, so whatever is writ
 """
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -27,15 +27,15 @@ Everything = Float[Array, "sender d_model seq n"]
 
 
 def by_reader(
-    model: Transformer, tokens: Int[Array, "batch seq"], swaps: EdgeSwaps, source: Columnar
+    model: Transformer, tokens: Int[Array, "batch seq"], swaps: EdgeSwaps, *sources: Columnar
 ) -> Float[Array, "batch mask seq out"]:
-    """Logits under each swap; `source` is what `batch_last` gave of the source runs."""
+    """Logits under each swap; `sources` are what `batch_last` gave of the source runs."""
     batch, masks = swaps.edges.shape[:2]
     config = model.config
     centre = _centre(config.d_model, config.layer_norm)
     columns = lambda x: jnp.moveaxis(x, (0, 1), (-1, -2)).reshape(*x.shape[2:], masks * batch)
     with jax.named_scope("source_writes"):
-        there = _written_there(model, source, swaps, centre)
+        there = _written_there(model, sources, swaps, centre)
     mask = columns(swaps.edges).astype(there.dtype)
     positions = None if swaps.positions is None else columns(swaps.positions).astype(there.dtype)[:, None]
 
@@ -49,8 +49,9 @@ def by_reader(
     def write(x, own, bias):
         nonlocal deltas
         first = sum(map(len, deltas))
-        x, delta = _written(x, bias @ centre, own, there[first : first + len(own)])
-        deltas = (*deltas, delta if positions is None else delta * positions[first : first + len(own)])
+        these = slice(first, first + len(own))
+        x, delta = _written(x, bias @ centre, own, there[these], None if positions is None else positions[these])
+        deltas = (*deltas, delta)
         return x
 
     def see(x, n):
@@ -82,23 +83,35 @@ def _centre(d_model: int, layer_norm: bool) -> Float[Array, "d_model d_model"]:
     return jnp.eye(d_model) - (1 / d_model if layer_norm else 0.0)
 
 
-def _written_there(model: Transformer, source: Columnar, swaps: EdgeSwaps, centre: Array) -> Everything:
+def _written_there(model: Transformer, runs: Sequence[Columnar], swaps: EdgeSwaps, centre: Array) -> Everything:
     """What each sender wrote in the source run of each n: data, through which no gradient flows."""
-    assert source.embed is not None
-    written = [jnp.tensordot(centre, source.embed, 1)[None]]
-    posts = iter(source.post)
-    for block, z in zip(model.blocks, source.z, strict=True):
-        written.append(jnp.einsum("hdm,hdsob->hmsob", block.attn.W_O @ centre, z))
-        if block.mlp is not None:
-            post, W_out = next(posts), block.mlp.W_out @ centre
-            written += [_product(W_out[part], post[part])[None] for part in part_slices(block.mlp.sizes)]
-    there = jax.lax.stop_gradient(jnp.concatenate(written)[..., 0, :])
-    if swaps.sources is None:
-        return jnp.tile(there, swaps.edges.shape[1])
-    # A product with ones and zeros: a gather is slower here.
-    chosen = jax.nn.one_hot(swaps.sources, there.shape[-1], axis=-1)  # (batch, mask, sender, source)
-    chosen = chosen.transpose(2, 3, 1, 0).reshape(len(there), there.shape[-1], -1)
-    return jnp.einsum("amsb,abn->amsn", there, chosen)
+    masks, chosen, senders = swaps.edges.shape[1], None, 0
+    if swaps.sources is not None:
+        numbers = swaps.sources.transpose(2, 1, 0).reshape(swaps.sources.shape[2], -1)
+        chosen = jax.nn.one_hot(numbers, sum(run.z[0].shape[-1] for run in runs), axis=1)  # (sender, run, n)
+
+    def of_source(*values: Float[Array, "sender feature seq _"]) -> Float[Array, "sender feature seq n"]:
+        """Of the next senders, in the order of the nodes, given what they hold in the runs."""
+        nonlocal senders
+        x = jnp.concatenate(values, -1)
+        senders += len(x)
+        if chosen is None:
+            return jnp.tile(x, masks)
+        # A product with ones and zeros: a gather is slower here.
+        return jnp.einsum("afsb,abn->afsn", x, chosen[senders - len(x) : senders])
+
+    # What is chosen, and joined before that, is the narrower: a head's z, but what an MLP writes.
+    written = [
+        of_source(*(jnp.tensordot(centre, run.embed[..., 0, :], 1)[None] for run in runs if run.embed is not None))
+    ]
+    for i, block in enumerate(model.blocks):
+        z = of_source(*(run.z[i][..., 0, :] for run in runs))
+        written.append(jax.vmap(_product)(block.attn.W_O @ centre, z))
+        if (mlp := block.mlp) is not None:
+            W_out, parts = mlp.W_out @ centre, part_slices(mlp.sizes)
+            wrote = lambda post, W_out=W_out, parts=parts: [_product(W_out[p], post[p, :, 0]) for p in parts]
+            written.append(of_source(*(jnp.stack(wrote(run.post[i])) for run in runs)))
+    return jax.lax.stop_gradient(jnp.concatenate(written))
 
 
 def _sum(terms: Iterable[Array]) -> Array:
@@ -109,19 +122,30 @@ def _sum(terms: Iterable[Array]) -> Array:
 
 
 @jax.custom_vjp
-def _written(x: Stream, bias: Float[Array, " d_model"], own: Streams, there: Streams) -> tuple[Stream, Streams]:
-    """The stream after some senders wrote to it, and what else a reader may see of each: source less own."""
-    stage = lambda x, bias, own, there: (_sum([x + bias[:, None, None], *own]), there - own)
-    return walled(stage, x, bias, own, there)
+def _written(
+    x: Stream, bias: Float[Array, " d_model"], own: Streams, there: Streams, at: Float[Array, "sender 1 seq n"] | None
+) -> tuple[Stream, Streams]:
+    """The stream after some senders wrote to it, and what else a reader may see of each: source less own, where `at`
+    says so."""
+
+    def stage(x, bias, own, there, at):
+        return _sum([x + bias[:, None, None], *own]), _where(at, there - own)
+
+    return walled(stage, x, bias, own, there, at)
 
 
-def _written_forward(*arrays: Array) -> tuple[Any, None]:
-    return _written(*arrays), None
+def _where(at: Array | None, x: Array) -> Array:
+    return x if at is None else x * at
 
 
-def _written_backward(_: None, gradients: tuple[Array, Array]) -> tuple[Array, Array, Array, None]:
+def _written_forward(x: Array, bias: Array, own: Array, there: Array, at: Array | None) -> tuple[Any, Array | None]:
+    return _written(x, bias, own, there, at), at
+
+
+def _written_backward(at: Array | None, gradients: tuple[Array, Array]) -> tuple[Array, Array, Array, None, None]:
     dx, d_delta = gradients
-    return dx, dx.sum((1, 2)), walled(lambda dx, d_delta: dx[None] - d_delta, dx, d_delta), None
+    d_own = walled(lambda dx, d_delta, at: dx[None] - _where(at, d_delta), dx, d_delta, at)
+    return dx, dx.sum((1, 2)), d_own, None, None
 
 
 _written.defvjp(_written_forward, _written_backward)

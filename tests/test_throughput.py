@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -15,9 +16,12 @@ from siitjax.analysis.discovery.pairs import draw_pairs
 from siitjax.base.errors import UserError
 from siitjax.bench.absent import ALONE, mesh_of
 from siitjax.bench.flops import forward_flops, step_flops
+from siitjax.model.forms import PLAIN
+from siitjax.model.swaps import EdgeSwaps
 from siitjax.model.transformer import init_transformer
 from siitjax.siit.interchange import interchange
-from siitjax.siit.train import Purpose, TrainConfig, draw_data, draw_key
+from siitjax.siit.objective import Sampling, edge_term_losses
+from siitjax.siit.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key
 from tests.commands import run
 
 with warnings.catch_warnings():
@@ -25,6 +29,7 @@ with warnings.catch_warnings():
     import torch
 
     from siitjax.bench.eap_peer import EapPeer
+    from siitjax.bench.edge_peer import EdgePeer
     from siitjax.bench.torch_peer import Peer, patch
 
 TOLERANCE = 1e-5
@@ -73,6 +78,23 @@ def test_the_peer_patches_as_our_interchange_does():
         np.testing.assert_allclose(logits.numpy(), expected, rtol=0, atol=TOLERANCE)
     own = jax.vmap(lambda tokens: case.circuit(tokens)[0])(data.train[:4])
     np.testing.assert_array_equal(labels[-1].numpy(), own)
+
+
+@pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated")
+def test_the_peer_of_edge_swaps_has_our_losses():
+    case = replace(cases.find("left_greater"), n_layers=2, d_model=6, d_head=3, d_mlp=4, n_ctx=6)
+    config = TrainConfig(case, batch_size=8, samples=40, sampling=Sampling(swaps="edges", drawn_per="example"))
+    peer, hyper = EdgePeer(config, threads=1), Hyperparams().traced()
+    model = init_transformer(case.config, key=draw_key(jax.random.key(0), Purpose.INIT))
+    base, source = (jnp.asarray(x.numpy(), jnp.int32) for x in peer.batch[:2])
+    given = peer.given[1]
+    edges, at, numbers = (jnp.asarray(x.transpose(0, 1).numpy()) for x in given[:3])
+    swaps = EdgeSwaps(edges > 0, at > 0, numbers.astype(jnp.int32))
+    ours = jax.jit(partial(edge_term_losses, model, case, form=PLAIN))(base, source, swaps, hyper.w_changed)
+    losses = peer.losses(given).detach().numpy()
+    np.testing.assert_allclose(losses, ours, rtol=TOLERANCE)
+    none = peer.losses(given._replace(edges=0 * given.edges)).detach().numpy()
+    assert np.abs(none - losses)[1:].min() > 100 * TOLERANCE, "the swaps are felt"
 
 
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated")

@@ -144,11 +144,11 @@ class Peer:
         return right
 
 
-def best_threads(config: TrainConfig, most: int) -> int:
-    """The number of threads, up to `most`, at which the peer's step is fastest."""
+def best_threads(kind: type[Peer], config: TrainConfig, most: int) -> int:
+    """The number of threads, up to `most`, at which the step of a peer of that kind is fastest."""
 
     def seconds(threads: int) -> float:
-        peer, times = Peer(config, threads), []
+        peer, times = kind(config, threads), []
         for _ in range(6):
             began = time.perf_counter()
             peer.step()

@@ -253,7 +253,7 @@ def test_bad_input_is_one_line(written, tmp_path, commands):
 def test_a_page_of_every_shipped_model_and_an_index_are_a_folder(tmp_path, monkeypatch, capsys):
     """Of one model here, as all of them take minutes."""
     monkeypatch.setattr(type(explore.registry.own_tasks()), "shipped", ("1", "1@nodes"))
-    assert explore.Explore(str(tmp_path / "out"), all=True, pairs=20).run() == 0
+    assert explore.Explore(str(tmp_path / "out"), all=True, pairs=50).run() == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"1.html", "index.html"}
     index = (tmp_path / "out" / "index.html").read_text()
     assert '<tr><td><a href="1.html">1</a></td><td>left_greater</td><td>1</td><td>12</td><td>100</td>' in index

@@ -125,6 +125,7 @@ def test_the_command_prints_a_row_a_form_and_writes_them(tmp_path):
     assert "exists; choose another --out" in again.err
 
 
+@pytest.mark.slow
 def test_a_step_under_swaps_of_edges_is_timed_beside_that_of_nodes():
     ended = run("-W", "ignore", "-m", "sweeps.throughput", *SMALL, "--lanes=1", "--swaps=edges")
     assert ended.code == 0, ended.err
@@ -143,6 +144,7 @@ def test_a_device_that_is_nowhere_is_refused(name, said, monkeypatch):
         mesh_of(name)
 
 
+@pytest.mark.slow
 def test_lanes_on_devices_are_timed_in_one_process(tmp_path):
     small = (*SMALL, "--lanes=2", "--devices=2", "--profile")
     ended = run("-W", "ignore", "-m", "sweeps.throughput", *small, f"--out={tmp_path}")

@@ -19,7 +19,7 @@ betas: .venv/run-$(VERSION)
 
 # A process a core, each of which takes whole files.
 test: .venv/test-$(VERSION)
-	$(RUN) -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder --durations=10
+	$(RUN) -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder --durations=30
 
 # What takes too long for every change, with XLA as users have it. The browser's test needs chromedriver.
 proofs: .venv/test-$(VERSION) lens4

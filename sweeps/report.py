@@ -28,6 +28,7 @@ from sweeps.crystallise import Crystallise
 from sweeps.discovery import Discovery
 from sweeps.kinds import Kinds
 from sweeps.table import PUBLISHED, Models, reaches
+from sweeps.weights import Weights
 
 ROWS = Path(__file__).parent / "results"
 
@@ -70,6 +71,7 @@ class Section:
 SECTIONS: Mapping[str, Section] = {
     "betas-left_greater": Section(Betas()),
     "betas-paren_checker": Section(Betas(case="paren_checker", seeds=8, drawn_per="example", init_gain=0.18)),
+    "weights-paren_checker": Section(Weights(seeds=32)),
     "kinds-unique_extractor": Section(Kinds()),
     "crystallise-left_greater": Section(Crystallise(case="left_greater", seeds=16, alone_epochs=20)),
     "crystallise-paren_checker": Section(Crystallise()),

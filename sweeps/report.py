@@ -69,7 +69,7 @@ class Section:
 
 
 SECTIONS: Mapping[str, Section] = {
-    "betas-left_greater": Section(Betas()),
+    "betas-left_greater": Section(Betas(seeds=32)),
     "betas-paren_checker": Section(Betas(case="paren_checker", seeds=8, drawn_per="example", init_gain=0.18)),
     "weights-paren_checker": Section(Weights(seeds=32)),
     "kinds-unique_extractor": Section(Kinds()),

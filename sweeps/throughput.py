@@ -19,9 +19,11 @@ from siitjax.base.choice import check_choice
 from siitjax.base.command import Command, flag, main
 from siitjax.base.errors import UserError
 from siitjax.base.files import write_atomically
-from siitjax.bench.absent import compile_for, mesh_of
+from siitjax.base.precision import MatmulPrecision
+from siitjax.bench.absent import MEMORY, Compiled, compile_for, mesh_of, step_roofline
 from siitjax.bench.flops import step_flops
 from siitjax.bench.process import SAMPLES, Crew, Setup, Station, in_turn
+from siitjax.bench.roofline import PASSES, Roofline
 from siitjax.bench.timing import PARTS, STEPS, seconds
 from siitjax.siit.objective import Swaps
 from siitjax.siit.train import TrainConfig, Updates
@@ -101,7 +103,7 @@ class Throughput(Command):
     peer: Literal["", "torch"] = flag("", "also time the same step and evaluation in TransformerLens: torch")
     runs: int = flag(30, "timed runs of each form, of which the medians are printed", least=3)
     profile: bool = flag(False, "also write a trace of some steps to --out, for Perfetto or TensorBoard")
-    compile_for: str = flag("", "time nothing, but compile for devices that are not here, such as tpu-v5e:2x2")
+    compile_for: str = flag("", "time nothing, but compile for devices not here: tpu-v5e:2x2, cuda-h100:1x1x1")
     out: str = flag("", "folder for throughput.json and the picture; empty: nothing is written")
 
     def run(self) -> int:
@@ -150,18 +152,18 @@ class Throughput(Command):
 
     def _compile(self) -> int:
         """What a bucket costs on a mesh of devices that are not here."""
+        jax.config.update("jax_platforms", "cpu")  # a compiler alone is no device to be found
         mesh, config = mesh_of(self.compile_for), self._setup(("fast",), 1, 1, "map").config
-        table = Table(box=box.SIMPLE_HEAD, title=f"{self.case}, batch {self.batch_size}, for {self.compile_for}")
-        for column in ("lanes", "trace s", "compile s", "arguments MB", "temporaries MB", "code MB", "MB a lane"):
-            table.add_column(column, justify="right")
-        for lanes in self.lanes:
-            found = compile_for(config, mesh, lanes or mesh.size)
-            sizes = (found.arguments, found.temporaries, found.code, found.bytes_a_lane)
-            megabytes = (f"{size / 1e6:.1f}" for size in sizes)
-            table.add_row(f"{found.lanes}", f"{found.trace_s:.1f}", f"{found.compile_s:.1f}", *megabytes)
-        table.caption = f"as XLA says, of a device of {mesh.size}; seconds are this machine's"
-        table.caption_justify = "left"
-        Console(width=None if sys.stdout.isatty() else 120).print(table)
+        lanes = [lanes or mesh.size for lanes in self.lanes]
+        runs = [compile_for(config, mesh, n) for n in lanes]
+        title = f"{self.case}, batch {self.batch_size}, for {self.compile_for}"
+        screen = Console(width=None if sys.stdout.isatty() else 120)
+        screen.print(_compiled_table(runs, MEMORY.get(mesh.devices.flat[0].device_kind), title))
+        steps = [step_roofline(config, mesh, n) for n in lanes]
+        if None in steps:
+            print("XLA counts no operations and no bytes for these devices")
+        else:
+            screen.print(_roofline_table(lanes, [step for step in steps if step], mesh.size, config.matmul_precision))
         return 0
 
     def _measure(self, config: TrainConfig, lanes: int, peer: Any) -> tuple[list[Timing], Cost, dict[str, Any]]:
@@ -274,6 +276,45 @@ def _timings_table(timings: Sequence[Timing]) -> Table:
             "-" if t.speedup_over_plain is None else f"{t.speedup_over_plain:.2f}",
         )
     table.caption = "times a member, medians, compilation excluded; an epoch is its steps and one evaluation"
+    table.caption_justify = "left"
+    return table
+
+
+def _compiled_table(runs: Sequence[Compiled], memory: float | None, title: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title)
+    sizes = ("arguments MB", "temporaries MB", "code MB", "MB a lane")
+    for column in ("lanes", "trace s", "compile s", *sizes, "fit a device"):
+        table.add_column(column, justify="right")
+    for run in runs:
+        megabytes = (f"{size / 1e6:.1f}" for size in (run.arguments, run.temporaries, run.code, run.bytes_a_lane))
+        fit = "-" if memory is None else f"{run.fit(memory)}"
+        table.add_row(f"{run.lanes}", f"{run.trace_s:.1f}", f"{run.compile_s:.1f}", *megabytes, fit)
+    table.caption = f"as XLA says, of a device of {runs[0].devices}; seconds are this machine's"
+    table.caption_justify = "left"
+    return table
+
+
+def _roofline_table(lanes: Sequence[int], steps: Sequence[Roofline], devices: int, precision: MatmulPrecision) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="a training step, of a device's lanes")
+    columns = ("GFLOP", "GB moved", "FLOP/byte", "padding", "least ms", "by", "% of peak", "most steps/s")
+    for column in ("lanes", *columns):
+        table.add_column(column, justify="right")
+    for n, step in zip(lanes, steps, strict=True):
+        table.add_row(
+            f"{n}",
+            f"{step.flops / 1e9:.2f}",
+            f"{step.moved / 1e9:.2f}",
+            f"{step.intensity:.2f}",
+            f"{step.padding:.0f}x",
+            f"{1e3 * step.seconds:.2f}",
+            step.bound,
+            f"{100 * step.share:.2f}",
+            f"{n / step.seconds:.0f}",
+        )
+    table.caption = (
+        f"padding: what the matrix units run over what products ask; peak: {PASSES[precision]} bfloat16 passes a "
+        f"product ({precision}); steps/s: all members' on {devices} devices"
+    )
     table.caption_justify = "left"
     return table
 

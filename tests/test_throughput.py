@@ -135,7 +135,12 @@ def test_a_step_under_swaps_of_edges_is_timed_beside_that_of_nodes():
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("gpu", 'the topology is "gpu"; give a TPU'), ("tpu-v5e:9x9", 'there is no compiler for "tpu-v5e:9x9" here')],
+    [
+        ("gpu", 'the topology is "gpu"; give a TPU'),
+        ("cuda-a100:1x1x1", 'the topology is "cuda-a100:1x1x1"; give a TPU'),
+        ("tpu-v5e:9x9", 'there is no compiler for "tpu-v5e:9x9" here'),
+        ("cuda-h100:1x1x1", 'there is no compiler for "cuda-h100:1x1x1" here .* pip install jax-cuda12-plugin'),
+    ],
 )
 def test_a_device_that_is_nowhere_is_refused(name, said, monkeypatch):
     for variable, value in ALONE.items():

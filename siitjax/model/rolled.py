@@ -32,21 +32,24 @@ def rolled(
     swap: tuple[Masks, Activations] | None = None,
     *,
     resume: tuple[int, Activations] | None = None,
+    unroll: bool = False,
 ) -> tuple[Float[Array, "batch mask seq out"], Activations]:
     """`Transformer.__call__` of every sample under every mask of nodes. A resume is run from the first block all the
-    same: what lies before it comes out as it was."""
+    same: what lies before it comes out as it was. `unroll` writes the blocks out, one after the other."""
     blocks = stacked(model.blocks)
+    run = partial(_under_nodes, model, blocks, unroll)
     if swap is None:
-        logits, activations = jax.vmap(partial(_under_nodes, model, blocks))(tokens)
+        logits, activations = jax.vmap(run)(tokens)
         return logits[:, None], activations
     masks, source = swap
-    over_masks = jax.vmap(partial(_under_nodes, model, blocks), (None, 0, None))
+    over_masks = jax.vmap(run, (None, 0, None))
     return jax.vmap(over_masks, (0, 0 if masks.ndim == 3 else None, 0))(tokens, jnp.asarray(masks), source)
 
 
 def _under_nodes(
     model: Transformer,
     blocks: Block,
+    unroll: bool,
     tokens: Int[Array, " seq"],
     mask: Bool[Array, " node"] | None = None,
     source: Activations | None = None,
@@ -72,7 +75,7 @@ def _under_nodes(
         return after, (z, post, x)
 
     layers = None if sites is None else sites._replace(embed=None)
-    x, (z, post, stream) = jax.lax.scan(body, x, (blocks, layers, there.z, there.post))
+    x, (z, post, stream) = jax.lax.scan(body, x, (blocks, layers, there.z, there.post), unroll=unroll)
     with jax.named_scope("unembed"):
         logits = normalised(model.ln_final, x) @ model.unembed.W_U + model.unembed.b_U[None]
     return logits, Activations(embed, z, post, stream)
@@ -80,7 +83,7 @@ def _under_nodes(
 
 @matmul_precision()
 def rolled_edges(
-    model: Transformer, tokens: Int[Array, "batch seq"], swaps: EdgeSwaps, *sources: Activations
+    model: Transformer, tokens: Int[Array, "batch seq"], swaps: EdgeSwaps, *sources: Activations, unroll: bool = False
 ) -> Float[Array, "batch mask seq out"]:
     """Logits of every sample under each of its swaps of edges; `sources` are what `rolled` gave of the source runs."""
     blocks, nodes = stacked(model.blocks), model.config.nodes
@@ -89,7 +92,7 @@ def rolled_edges(
     index = None if swaps.sources is None else jnp.moveaxis(swaps.sources, -1, 0)
     held = jax.vmap(of_source, (1, None if index is None else 0), 2)(there, index)
     held = jnp.broadcast_to(held, (*swaps.edges.shape[:2], len(nodes), *held.shape[3:]))
-    over_masks = jax.vmap(partial(_under_edges, model, blocks), (None, 0, 0))
+    over_masks = jax.vmap(partial(_under_edges, model, blocks, unroll), (None, 0, 0))
     return jax.vmap(over_masks)(tokens, jnp.asarray(swaps.at_positions()), held)
 
 
@@ -105,7 +108,7 @@ def _writes(blocks: Block, activations: Activations) -> Written:
 
 
 def _under_edges(
-    model: Transformer, blocks: Block, tokens: Int[Array, " seq"], mask: Mask, there: Written
+    model: Transformer, blocks: Block, unroll: bool, tokens: Int[Array, " seq"], mask: Mask, there: Written
 ) -> Float[Array, "seq out"]:
     config, seq = model.config, len(tokens)
     n, heads = len(config.nodes), config.n_heads
@@ -142,7 +145,7 @@ def _under_edges(
         x = embed + model.pos_embed.W_pos[:seq]
     held = there[1:].reshape(config.n_layers, per_block, *there.shape[1:])
     firsts = 1 + per_block * jnp.arange(config.n_layers, dtype=jnp.int32)
-    (x, other), _ = jax.lax.scan(body, (x, other), (blocks, by_block(swapped), held, firsts))
+    (x, other), _ = jax.lax.scan(body, (x, other), (blocks, by_block(swapped), held, firsts), unroll=unroll)
     with jax.named_scope("unembed"):
         last = normalised(model.ln_final, seen(x, other, swapped[n - 1 :])[0])
         return last @ model.unembed.W_U + model.unembed.b_U[None]

@@ -26,6 +26,7 @@ from sweeps.alignment import Alignment
 from sweeps.betas import Betas
 from sweeps.crystallise import Crystallise
 from sweeps.discovery import Discovery
+from sweeps.growth import Growth
 from sweeps.kinds import Kinds
 from sweeps.table import PUBLISHED, Models, reaches
 from sweeps.weights import Weights
@@ -84,6 +85,7 @@ SECTIONS: Mapping[str, Section] = {
         ),
         pictured=False,
     ),
+    "growth": Section(Growth()),
     "models-nodes": Section(Collected(rules=("causal",)), ("nodes-singles", "nodes-combined"), pictured=False),
     "models-edges": Section(
         Collected(rules=("causal",), swaps="edges", start="FOLDER", epochs=20),
@@ -166,7 +168,7 @@ def keep(folder: Path) -> None:
     if not (folder / "summary.json").exists():
         raise UserError(f"--keep names {folder}, which has no summary.json, so it is no finished results folder")
     measured = {row["member"]: row for row in RowsFile(folder / "measured.jsonl").read()}
-    rows = [row | measured.get(row["member"], {}) for row in read_rows(folder)]
+    rows = [row | measured.get(row.get("member"), {}) for row in read_rows(folder)]
     path, text = ROWS / f"{folder.name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
     if path.exists() and path.read_text() != text:
         raise UserError(f"--keep names {folder}, but {path} has other rows; remove that file, or rename the folder")

@@ -56,7 +56,7 @@ class EdgePeer(Peer):
         base, source = (jnp.asarray(x.numpy(), jnp.int32) for x in self.batch[:2])
 
         @jax.jit
-        def drawn(key):
+        def drawn(base, source, key):
             swaps = draw_swaps(case.circuit, hyper, jnp.array(True), len(base), case.n_ctx, key=key)
             own = jax.vmap(lambda tokens: case.circuit(tokens)[0])(base)[:, None]
             labels = edge_labels(case.circuit, base, jnp.concatenate([source, base]), swaps)
@@ -66,7 +66,7 @@ class EdgePeer(Peer):
             return swaps.edges, swaps.positions, swaps.sources, labels, weights / counted.sum(-1, keepdims=True)
 
         def given(step: int) -> Given:
-            found = drawn(draw_key(jax.random.key(0), Purpose.MASKS, step))
+            found = drawn(base, source, draw_key(jax.random.key(0), Purpose.MASKS, step))
             edges, at, sources, labels, weights = (torch.tensor(np.asarray(x)).transpose(0, 1) for x in found)
             return Given(edges.float(), at.float(), sources.long(), labels.long(), weights)
 

@@ -21,8 +21,13 @@ def forward_flops(config: TransformerConfig) -> int:
 def step_flops(config: TrainConfig) -> int:
     """Those of one training step: a forward pass over the sources, forward and backward under three masks.
 
-    With three updates a batch the sources run three times. What mixes senders into what each reader sees, under swaps
-    of edges, is not counted.
+    With three updates a batch the sources run three times. Under swaps of edges, what each sender may add to what each
+    reader sees is counted too, under two masks.
     """
-    source_runs = 1 if config.updates == "single" else 3
-    return config.batch_size * (source_runs + 3 * (1 + BACKWARD)) * forward_flops(config.case.config)
+    source_runs, shape = 1 if config.updates == "single" else 3, config.case.config
+    forward = (source_runs + 3 * (1 + BACKWARD)) * forward_flops(shape)
+    mixing = 0
+    if config.sampling.swaps == "edges":
+        # A product and a sum an edge and feature, forward and, of the gradient, backward; the mask has no gradient.
+        mixing = 2 * 2 * 2 * len(shape.nodes.possible_edges) * shape.n_ctx * shape.d_model
+    return config.batch_size * (forward + mixing)

@@ -71,8 +71,8 @@ class Station:
     setup: Setup
     forms: dict[str, Timed] = field(default_factory=dict)
 
-    def prepare(self) -> None:
-        """Compiles everything."""
+    def prepare(self, parts: Sequence[str] = PARTS) -> None:
+        """Compiles what is timed: those of `PARTS`."""
         setup = self.setup
         self.product = large_product()
         for name in setup.forms:
@@ -80,7 +80,7 @@ class Station:
             if name == "fast, nodes":
                 config = replace(config, sampling=Sampling(drawn_per="example"))
             self.forms[name] = Timed(config, FORMS[name](), setup.lanes, setup.batching, setup.devices)
-            for part in PARTS:
+            for part in parts:
                 jax.block_until_ready(getattr(self.forms[name], part)())
 
     def counted(self) -> float:

@@ -24,7 +24,8 @@ STEPS = 8
 
 
 class Timed:
-    """One form of the training step and of the evaluation, on lanes that are split over the devices."""
+    """One form of the training step and of the evaluation, on lanes that are split over the devices; each of the two is
+    compiled when it is first called."""
 
     def __init__(self, config: TrainConfig, form: Form, lanes: int, batching: Batching = "map", devices: int = 1):
         train = make_train(config, form)
@@ -44,7 +45,7 @@ class Timed:
         def evaluation(state):
             return train.validate(data, state)
 
-        compiled = lambda one: jax.jit(over_lanes(one, lanes // devices, batching, mesh)).lower(states).compile()
+        compiled = lambda one: jax.jit(over_lanes(one, lanes // devices, batching, mesh))
         self.states, self.compiled_step, self.compiled_evaluation = states, compiled(steps), compiled(evaluation)
 
     def step(self) -> Any:

@@ -129,7 +129,7 @@ BATCH_LAST = Form(batch_last, by_reader, 40)
 ROLLED = Form(rolled, rolled_edges, None, resumes=False)
 """A GPU runs all masks of a few hundred samples at once, and its compiler takes minutes for blocks one by one."""
 
-UNROLLED = Form(partial(rolled, unroll=True), partial(rolled_edges, unroll=True), None, batch_axis=0, resumes=False)
+UNROLLED = ROLLED._replace(run=partial(rolled, unroll=True), run_edges=partial(rolled_edges, unroll=True))
 """The same with its blocks written out. XLA counts what is in a loop once, so this is what it is asked to count."""
 
 

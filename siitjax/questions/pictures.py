@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from siitjax.questions.statistics.ranks import Differences
 from siitjax.questions.statistics.speed import MARGIN
@@ -130,6 +131,43 @@ def cost_picture(timings: Sequence[Row], title: str, path: Path) -> None:
         axis.set_xticks(lanes, map(str, lanes))
         axis.set(xlabel="members at once", ylabel="ms a training step a member", ylim=(0, None), title=title)
         axis.legend(frameon=False)
+        figure.savefig(path, dpi=150)
+
+
+def growth_picture(
+    lines: Mapping[str, tuple[Sequence[tuple[int, float]], float, float]],
+    axes: Mapping[str, str],
+    title: str,
+    path: Path,
+) -> None:
+    """What a training step costs against each of six sizes, in logarithms.
+
+    Args:
+        lines: (size, ms) points, the slope of the time, and that of the operations, which is dashed; by a name whose
+            part before a comma is the panel's.
+        axes: the panels, and what their axes say.
+    """
+    with matplotlib.rc_context({**STYLE, "font.size": 8}):
+        figure = Figure(figsize=(6, 6.4), layout="constrained")
+        figure.suptitle(_wrapped(title), fontsize=9, x=0.01, ha="left")
+        panels = dict(zip(axes, figure.subplots(3, 2).ravel(), strict=True))
+        for name, axis in panels.items():
+            axis.set(xscale="log", yscale="log", xlabel=axes[name], ylabel="ms a step")
+        for name, (points, slope, counted) in lines.items():
+            panel, _, kind = name.partition(", ")
+            axis = panels[panel]
+            colour, (sizes, ms) = _look(len(axis.get_lines()) // 2)[0], np.array(points, float).T
+            axis.plot(
+                sizes, ms, "o-", color=colour, markersize=4, label=f"{kind or 'time'} {slope:.2f}, FLOPs {counted:.2f}"
+            )
+            middle = np.exp(np.log(sizes).mean()), np.exp(np.log(ms).mean())
+            axis.plot(sizes, middle[1] * (sizes / middle[0]) ** counted, "--", color=colour, linewidth=1)
+            axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.minorticks_off()
+            axis.margins(y=0.25)  # room for the words
+            axis.legend(frameon=False, fontsize=7)
         figure.savefig(path, dpi=150)
 
 

@@ -127,9 +127,10 @@ def test_the_command_prints_a_row_a_form_and_writes_them(tmp_path):
 
 @pytest.mark.slow
 def test_a_step_under_swaps_of_edges_is_timed_beside_that_of_nodes():
-    ended = run("-W", "ignore", "-m", "sweeps.throughput", *SMALL, "--lanes=1", "--swaps=edges")
+    ended = run("-W", "ignore", "-m", "sweeps.throughput", *SMALL, "--lanes=1", "--swaps=edges", "--peer=torch")
     assert ended.code == 0, ended.err
     assert "fast, nodes" in ended.out
+    assert "torch" in ended.out
     assert "1 at once: a step under swaps of edges takes " in ended.out
 
 

@@ -156,12 +156,16 @@ class EdgePeer(Peer):
         hooks += [(f"blocks.{i}.hook_{kind}_input", heads) for i in layers for kind in "qkv"]
         hooks += [(f"blocks.{i}.hook_mlp_in", whole) for i in layers if not self.model.cfg.attn_only]
         hooks.append((f"blocks.{layers[-1]}.hook_resid_post", whole))
-        self.model.set_use_split_qkv_input(True)
-        self.model.set_use_hook_mlp_in(not self.model.cfg.attn_only)
+        self._split(True)
         logits: Any = self.model.run_with_hooks(tokens, fwd_hooks=hooks)
-        self.model.set_use_split_qkv_input(False)
-        self.model.set_use_hook_mlp_in(False)
+        self._split(False)
         return logits
+
+    def _split(self, whether: bool) -> None:
+        """Gives readers inputs of their own, which takes time that other passes need not spend."""
+        self.model.set_use_split_qkv_input(whether)
+        if not self.model.cfg.attn_only:
+            self.model.set_use_hook_mlp_in(whether)
 
     def _writers(self, take: Any) -> list[Any]:
         """The hooks that give `take` what senders write, (batch, sender, seq, d_model), in the order of the nodes."""

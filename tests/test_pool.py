@@ -228,6 +228,7 @@ def test_lanes_of_one_process_give_the_same_members(whole_as_users, tmp_path):
     assert_same(tmp_path / "results", whole_as_users)
 
 
+@pytest.mark.slow
 def test_two_hosts_give_the_same_members(whole, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -280,6 +281,7 @@ def test_a_member_whose_worker_is_killed_is_run_again(whole, tmp_path):
     assert_same(tmp_path / "results", whole)
 
 
+@pytest.mark.slow
 def test_a_member_whose_workers_are_killed_twice_is_given_up_and_the_others_are_kept(whole, tmp_path):
     folder = tmp_path / "results"
     run = Run(folder, *SMALL, "--workers=1", **UNCACHED)

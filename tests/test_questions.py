@@ -15,11 +15,14 @@ from siitjax.questions.report import Verdict
 from siitjax.questions.statistics.paired import Points, by_seed, difference, points
 from siitjax.sweep.engine import Member
 from siitjax.sweep.results import Results, Row
+from sweeps.betas import Betas
 from sweeps.capacity import Capacity
 from sweeps.gain import Gain
 from sweeps.heads import Heads
+from sweeps.kinds import Kinds
 from sweeps.sampling import METRICS, ONE, SUBSETS, Samplings, backup
 from sweeps.schedule import Schedules
+from sweeps.table import Models
 from sweeps.weights import Weights
 from tests.commands import run
 from tests.test_compare import setting
@@ -78,6 +81,13 @@ def test_they_share_their_defaults_and_what_shares_a_program_is_one_config(quest
     assert {member.seed for member in members} == set(range(8))
     assert len({member.config for member in members}) == (5 if question is Samplings else 1)
     assert all(replace(m.config, sampling=config.sampling) == config for m in members)
+
+
+@pytest.mark.parametrize("question", [Weights, Gain, Heads, Capacity, Betas, Kinds, Models])
+def test_a_later_sweep_has_the_seeds_that_follow_and_all_else_the_same(question):
+    first, later = (names(question(first_seed=begin, seeds=2).members()) for begin in (0, 5))
+    assert later == [(setting, seed + 5) for setting, seed in first]
+    assert {seed for _, seed in first} == {0, 1}
 
 
 def test_quick_is_left_greater_on_five_seeds_at_most(monkeypatch):

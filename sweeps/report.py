@@ -28,6 +28,7 @@ from sweeps.crystallise import Crystallise
 from sweeps.discovery import Discovery
 from sweeps.growth import Growth
 from sweeps.kinds import Kinds
+from sweeps.polysemanticity import Polysemanticity
 from sweeps.table import PUBLISHED, Models, reaches
 from sweeps.weights import Weights
 
@@ -76,6 +77,7 @@ SECTIONS: Mapping[str, Section] = {
     "kinds-unique_extractor": Section(Kinds()),
     "crystallise-left_greater": Section(Crystallise(case="left_greater", seeds=16, alone_epochs=20)),
     "crystallise-paren_checker": Section(Crystallise()),
+    "polysemanticity": Section(Polysemanticity()),
     "discovery": Section(Discovery()),
     "alignment": Section(Alignment()),
     "alignment-nodes": Section(

@@ -26,6 +26,7 @@ from sweeps.alignment import Alignment
 from sweeps.betas import Betas
 from sweeps.crystallise import Crystallise
 from sweeps.discovery import Discovery
+from sweeps.gain import Gain
 from sweeps.growth import Growth
 from sweeps.kinds import Kinds
 from sweeps.polysemanticity import Polysemanticity
@@ -74,6 +75,7 @@ SECTIONS: Mapping[str, Section] = {
     "betas-left_greater": Section(Betas(seeds=32)),
     "betas-paren_checker": Section(Betas(case="paren_checker", seeds=8, drawn_per="example", init_gain=0.18)),
     "weights-paren_checker": Section(Weights(seeds=32)),
+    "gain-tasks": Section(Gain(models=("1", "2"))),
     "kinds-unique_extractor": Section(Kinds()),
     "crystallise-left_greater": Section(Crystallise(case="left_greater", seeds=16, alone_epochs=20)),
     "crystallise-paren_checker": Section(Crystallise()),
@@ -92,6 +94,19 @@ SECTIONS: Mapping[str, Section] = {
     "models-edges": Section(
         Collected(rules=("causal",), swaps="edges", start="FOLDER", epochs=20),
         ("edges", "edges-longer", "edges-1+3-base", "edges-3-base"),
+        pictured=False,
+    ),
+    "published": Section(
+        Models(
+            rules=("frozen",),
+            case="0,1,2,3",
+            seeds=1,
+            init_gain=1.0,
+            drawn_per="batch",
+            p_unused=0.5,
+            lr_end=2e-4,
+        ),
+        ("frozen-singles",),
         pictured=False,
     ),
     "further-nodes": Section(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -58,7 +58,7 @@ class Polysemanticity(Command):
     when a neuron is held alone is in every row.
     """
 
-    title: ClassVar[str] = "Are the neurons of the shipped models polysemantic?"
+    title = "Are the neurons of the shipped models polysemantic?"
 
     models: tuple[str, ...] = flag(cases.MODELS, "the shipped models to measure, by number")
     strings: int = flag(500, "strings a task on which the information in each neuron is measured", least=20)

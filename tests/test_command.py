@@ -88,7 +88,7 @@ def test_a_subclass_gives_a_flag_another_default_and_keeps_its_text_and_range():
 def test_a_flag_of_all_questions_has_the_same_text_in_each(question):
     about = {f.name: f.metadata["about"] for f in fields(Question)}
     own = {f.name for f in fields(question) if f.metadata["about"] != about.get(f.name, f.metadata["about"])}
-    assert own == {Models: {"case", "seeds", "batch_size"}, Capacity: {"case"}, Gain: {"case"}, Heads: {"case"}}.get(
+    assert own == {Models: {"case", "batch_size"}, Capacity: {"case"}, Gain: {"case"}, Heads: {"case"}}.get(
         question, set()
     )
 

@@ -60,7 +60,8 @@ class Model:
     @staticmethod
     def from_row(row: Row) -> "Model":
         """As JSON has it."""
-        return Model(**{f.name: row[f.name] for f in fields(Model)})
+        known: dict[str, Any] = {f.name: row[f.name] for f in fields(Model)}
+        return Model(**known | {"layers": [(shared, live) for shared, live in row["layers"]]})
 
     @property
     def share(self) -> float:

@@ -61,7 +61,8 @@ class Model:
     def from_row(row: Row) -> "Model":
         """As JSON has it."""
         known: dict[str, Any] = {f.name: row[f.name] for f in fields(Model)}
-        return Model(**known | {"layers": [(shared, live) for shared, live in row["layers"]]})
+        known["layers"] = [(shared, live) for shared, live in row["layers"]]  # of which JSON makes lists
+        return Model(**known)
 
     @property
     def share(self) -> float:

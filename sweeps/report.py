@@ -99,14 +99,14 @@ SECTIONS: Mapping[str, Section] = {
     "published": Section(
         Models(
             rules=("frozen",),
-            case="0,1,2,3",
+            case="0,1,2,3,0+1,0+2,0+3,1+2,1+3,2+3",
             seeds=1,
             init_gain=1.0,
             drawn_per="batch",
             p_unused=0.5,
             lr_end=2e-4,
         ),
-        ("frozen-singles",),
+        ("frozen-singles", "frozen-pairs"),
         pictured=False,
     ),
     "further-nodes": Section(

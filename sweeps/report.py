@@ -21,7 +21,7 @@ from siitjax.base.files import make_folder, replaced, write_atomically
 from siitjax.base.jsonl import Row, RowsFile
 from siitjax.questions.model_tables import edges_table, latest, nodes_table
 from siitjax.questions.report import Verdict
-from siitjax.sweep.rows import read_rows
+from siitjax.sweep.rows import row_files
 from sweeps.alignment import Alignment
 from sweeps.betas import Betas
 from sweeps.crystallise import Crystallise
@@ -30,6 +30,7 @@ from sweeps.gain import Gain
 from sweeps.growth import Growth
 from sweeps.kinds import Kinds
 from sweeps.polysemanticity import Polysemanticity
+from sweeps.published import Published
 from sweeps.table import PUBLISHED, Models, reaches
 from sweeps.weights import Weights
 
@@ -97,15 +98,7 @@ SECTIONS: Mapping[str, Section] = {
         pictured=False,
     ),
     "published": Section(
-        Models(
-            rules=("frozen",),
-            case="0,1,2,3,0+1,0+2,0+3,1+2,1+3,2+3",
-            seeds=1,
-            init_gain=1.0,
-            drawn_per="batch",
-            p_unused=0.5,
-            lr_end=2e-4,
-        ),
+        Published(models=("0", "1", "2", "3", "0+1", "0+2", "0+3", "1+2", "1+3", "2+3")),
         ("frozen-singles", "frozen-pairs"),
         pictured=False,
     ),
@@ -185,7 +178,9 @@ def keep(folder: Path) -> None:
     if not (folder / "summary.json").exists():
         raise UserError(f"--keep names {folder}, which has no summary.json, so it is no finished results folder")
     measured = {row["member"]: row for row in RowsFile(folder / "measured.jsonl").read()}
-    rows = [row | measured.get(row.get("member"), {}) for row in read_rows(folder)]
+    found = [row for file in row_files(folder) for row in file.read()]
+    # Rows of what was measured, not trained, have no member.
+    rows = [row | measured.get(row.get("member"), {}) for row in sorted(found, key=lambda row: row.get("member", 0))]
     path, text = ROWS / f"{folder.name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
     if path.exists() and path.read_text() != text:
         raise UserError(f"--keep names {folder}, but {path} has other rows; remove that file, or rename the folder")

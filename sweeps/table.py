@@ -14,13 +14,11 @@ from siitjax.base.command import flag, main
 from siitjax.base.errors import UserError
 from siitjax.base.share import percent
 from siitjax.causal.circuit import Counterfactual
-from siitjax.model.weights import load_weights
-from siitjax.questions.model_tables import published_table
+from siitjax.questions.causal_scores import causal_scores
+from siitjax.questions.model_tables import two_thirds_hold
 from siitjax.questions.question import Question
 from siitjax.questions.report import Verdict
-from siitjax.siit.edge_metrics import rows as edge_rows
-from siitjax.siit.fresh_pairs import list_batches, measure, measure_edges
-from siitjax.siit.metrics import share, shares
+from siitjax.siit.metrics import share
 from siitjax.siit.objective import DrawnPer, Swaps
 from siitjax.siit.recipe import Recipe
 from siitjax.siit.train import Hyperparams, TrainConfig
@@ -47,8 +45,6 @@ GOAL = {
     "joint_siia": Fraction("0.999"),
 }
 """What a model has to reach to be said to hold its circuits; fixed before the first run."""
-PAIRS, SEED = 2_000, 7_000_000
-"""Fresh ones, on which models of the frozen rule are measured under the causal one; and what draws them."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +53,7 @@ class Models(Question):
 
     Trains the 15 non-empty subsets of the four tasks (0 duplicate_remover, 1 left_greater, 2 paren_checker, 3
     unique_extractor), each in one transformer. Under the causal rule a swap changes everything downstream of it; under
-    the frozen one, the original's, nothing. A single task is the same under both. With --rules=frozen, what was trained
-    is also scored under the causal rule and swaps of every kind.
+    the frozen one, the original's, nothing. Models trained under the frozen rule are also scored under the causal one.
 
     With --case=further it trains the further tasks of cases/, each alone, but for the large ones (ioi, ioi_full), and
     with a list any tasks, by name.
@@ -70,8 +65,7 @@ class Models(Question):
     The rule, fixed before the first run: a member trained under swaps of nodes holds with accuracy and SIIA 100, IIA
     99.99, and every node's changed IIA and joint SIIA 99.9. One trained under swaps of edges holds with accuracy 100,
     and under each swap of each kind 99.9% of all tokens and 99.5% of those whose label it changes, on 1,000 validation
-    pairs. Supported: two thirds of the seeds of every model hold. Contradicted: of some model fewer do. With
-    --rules=frozen alone a member holds by the second of these, as it is scored under the causal rule.
+    pairs. Supported: two thirds of the seeds of every model hold. Contradicted: of some model fewer do.
     """
 
     title = "Do combined transformers hold their circuits?"
@@ -112,7 +106,7 @@ class Models(Question):
     def members(self) -> Sequence[Member]:
         # A single task has no rule of its own: the original's frozen one is that of its combined models.
         kinds: list[tuple[str, Counterfactual]] = [
-            (model, rule) for model in self.models() for rule in (self.rules if "+" in model else ("causal",))
+            (model, rule) for model in self.models() for rule in self.rules if "+" in model or rule == "causal"
         ]
         edges_from = 0.0 if self.start else self.edges_from  # what is shipped has had its share
         given = {"p_unused": self.p_unused, "lr_end": self.lr_end}
@@ -163,34 +157,16 @@ class Models(Question):
         return replace(self, batch_size=size).train_config(cases.build(model, **layout), swaps=swaps)
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
-        published = self.rules == ("frozen",)
-        ours = [row for row in rows if published or row["setting"].endswith("causal")]
-        names = dict.fromkeys(row["setting"].split(",")[0] for row in ours)
-        short = []
-        for name in names:
-            good = [(keeps if published else reaches)(row) for row in ours if row["setting"].split(",")[0] == name]
-            if sum(good) * 3 < 2 * len(good):
-                short.append(f"{name} ({sum(good)} of {len(good)})")
-        held = f"{len(names) - len(short)} of {len(names)} models hold their circuits in two thirds of their seeds"
-        if not short:
-            return Verdict("supported", f"{held}.")
-        return Verdict("contradicted", f"{held}; short of it: {', '.join(short)}.")
+        causal = [row for row in rows if row["setting"].endswith("causal")]
+        if not causal:
+            return Verdict("undecided", "nothing was trained under the causal rule.")
+        return two_thirds_hold(causal, reaches)
 
     def measure(self, rows: Sequence[Row], results: Results) -> Iterator[Row]:
-        """With the frozen rule: metrics against true counterfactuals, of every kind of swap."""
-        for row in rows:
-            single = "+" not in row["setting"] and "frozen" in self.rules
-            if not (row["setting"].endswith("frozen") or single):
-                continue
-            case = replace(results.members[row["member"]].config.case, counterfactual="causal")
-            model = load_weights(results.weights(row))
-            found = shares(measure(case, model, list_batches(case, PAIRS, SEED), SEED))
-            edges = edge_rows(case, measure_edges(case, model, PAIRS, SEED))
-            yield {"member": row["member"], "causal": found.to_json(), "causal_edges": [e.to_json() for e in edges]}
+        """Of a model trained under the frozen rule: its metrics against true counterfactuals, of every kind of swap."""
+        return causal_scores([row for row in rows if row["setting"].endswith("frozen")], results)
 
     def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
-        if self.rules == ("frozen",):
-            return [published_table(rows, keeps, PUBLISHED, "The models that the published recipe gives")]
         table = Table(title="Beside the published models", box=box.SIMPLE_HEAD, title_justify="left")
         columns = ("IIA published", "IIA", "changed IIA", "worst node", "SIIA", "joint SIIA", "holds", "causal IIA")
         for column in ("model", "rule", "seed", "epochs", *columns):
@@ -217,11 +193,6 @@ def reaches(row: Row) -> bool:
         return row["holds"] and share(row, "accuracy") == 1
     found = {name: share(row, name) for name in GOAL}
     return all(x is not None and x >= GOAL[name] for name, x in found.items())
-
-
-def keeps(row: Row) -> bool:
-    """Whether a member trained under the frozen rule holds, under true counterfactuals, with swaps of every kind."""
-    return share(row, "accuracy") == 1 and all(kind["holds"] for kind in row["causal_edges"])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from sweeps.capacity import Capacity
 from sweeps.gain import Gain
 from sweeps.heads import Heads
 from sweeps.kinds import Kinds
+from sweeps.published import Published
 from sweeps.sampling import Samplings
 from sweeps.schedule import Schedules
 from sweeps.table import Models
@@ -84,13 +85,16 @@ def test_a_subclass_gives_a_flag_another_default_and_keeps_its_text_and_range():
     assert "--often=3\n      how many times" in usage(Often)
 
 
-@pytest.mark.parametrize("question", [Betas, Capacity, Gain, Heads, Kinds, Models, Samplings, Schedules, Weights])
+QUESTIONS = [Betas, Capacity, Gain, Heads, Kinds, Models, Published, Samplings, Schedules, Weights]
+OWN = {Models: {"case", "batch_size"}} | {question: {"case"} for question in (Capacity, Gain, Heads, Published)}
+"""Flags that a question tells in its own words."""
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
 def test_a_flag_of_all_questions_has_the_same_text_in_each(question):
     about = {f.name: f.metadata["about"] for f in fields(Question)}
     own = {f.name for f in fields(question) if f.metadata["about"] != about.get(f.name, f.metadata["about"])}
-    assert own == {Models: {"case", "batch_size"}, Capacity: {"case"}, Gain: {"case"}, Heads: {"case"}}.get(
-        question, set()
-    )
+    assert own == OWN.get(question, set())
 
 
 def test_an_environment_variable_that_is_no_number_is_one_line(monkeypatch):

@@ -20,6 +20,7 @@ from sweeps.capacity import Capacity
 from sweeps.gain import Gain
 from sweeps.heads import Heads
 from sweeps.kinds import Kinds
+from sweeps.published import Published
 from sweeps.sampling import METRICS, ONE, SUBSETS, Samplings, backup
 from sweeps.schedule import Schedules
 from sweeps.table import Models
@@ -83,7 +84,7 @@ def test_they_share_their_defaults_and_what_shares_a_program_is_one_config(quest
     assert all(replace(m.config, sampling=config.sampling) == config for m in members)
 
 
-@pytest.mark.parametrize("question", [Weights, Gain, Heads, Capacity, Betas, Kinds, Models])
+@pytest.mark.parametrize("question", [Weights, Gain, Heads, Capacity, Betas, Kinds, Models, Published])
 def test_a_later_sweep_has_the_seeds_that_follow_and_all_else_the_same(question):
     first, later = (names(question(first_seed=begin, seeds=2).members()) for begin in (0, 5))
     assert later == [(setting, seed + 5) for setting, seed in first]

@@ -1,4 +1,4 @@
-"""The question of the 15 models: what its members share, and what they begin with."""
+"""The questions of the 15 models: what their members share, what they begin with, and what is said of them."""
 
 import json
 from io import StringIO
@@ -10,6 +10,8 @@ from rich.console import Console
 import cases
 from siitjax.base.errors import UserError
 from siitjax.model.weights import load_weights
+from siitjax.siit.recipe import Recipe
+from sweeps.published import Published
 from sweeps.table import Models
 
 
@@ -17,38 +19,6 @@ def test_seeds_of_a_model_share_a_config_and_so_a_compilation_and_the_lanes_of_a
     members = Models(case="0,0+1", seeds=3).members()
     assert {member.setting for member in members} == {"0, causal", "0+1, causal", "0+1, frozen"}
     assert len({id(member.config) for member in members}) == 3
-
-
-def test_of_the_frozen_rule_a_single_task_is_trained_too_as_it_is_the_same_under_both():
-    members = Models(case="0,0+1", rules=("frozen",), seeds=1).members()
-    assert [member.setting for member in members] == ["0, causal", "0+1, frozen"]
-
-
-def frozen_row(setting: str, accuracy: float, *holds: bool) -> dict:
-    kind = lambda words, good: {"words": words, "worst": 1.0 if good else 0.9, "worst_changed": 0.5, "holds": good}
-    names = ("one node", "one edge of the circuit")
-    edges = [kind(*given) for given in zip(names, holds, strict=True)]
-    scores = {"accuracy": accuracy, "iia": 0.995, "siia": 1.0, "counts": None, "causal": {"iia": 0.75}}
-    return {"setting": setting, "seed": 0, "epochs": 7, "seconds": 1.0, **scores, "causal_edges": edges}
-
-
-def test_models_of_the_frozen_rule_hold_where_they_do_under_true_counterfactuals():
-    asked = Models(rules=("frozen",))
-    single = frozen_row("0, causal", 1.0, True, True)
-    rows = [single, frozen_row("0+1, frozen", 1.0, True, False), frozen_row("1+2, frozen", 0.999, True, True)]
-    assert asked.verdict([single]).kind == "supported"
-    verdict = asked.verdict(rows)
-    assert verdict.kind == "contradicted"
-    assert verdict.because.endswith(
-        "1 of 3 models hold their circuits in two thirds of their seeds; short of it: 0+1 (0 of 1), 1+2 (0 of 1)."
-    )
-
-    (table,) = asked.tables(rows)
-    text = StringIO()
-    Console(file=text, width=200).print(table)
-    (line,) = (line for line in text.getvalue().splitlines() if line.strip().startswith("0+1"))
-    # Model, holds, epochs, published, IIA, SIIA, causal IIA, one node, two nodes (none of them), one edge, any kind.
-    assert " ".join(line.split()) == "0+1 0 of 1 7 99.34 99.50 100 75 100 (50) - (-) 90 (50) 90 (50)"
 
 
 def test_members_begin_with_what_is_shipped_or_with_the_weights_of_their_own_seed(tmp_path: Path):
@@ -75,6 +45,42 @@ def test_what_a_start_does_not_have_is_named(tmp_path: Path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"member": 0, "setting": "2, causal", "seed": 5}) + "\n")
     with pytest.raises(UserError, match=r"it has 2, causal, seed 5"):
         Models(case="1", swaps="edges", start=str(tmp_path)).members()
+
+
+def test_the_published_recipe_is_the_papers_and_of_the_frozen_rule_where_tasks_are_combined():
+    members = Published(models=("0", "0+1"), seeds=1).members()
+    assert [member.setting for member in members] == ["0, causal", "0+1, frozen"]
+    recipe = Recipe.published()
+    for member in members:
+        assert member.hyper == recipe.hyper
+        assert member.config.sampling == recipe.sampling
+        assert member.config.case.init_gain == 1.0
+
+
+def scored(setting: str, accuracy: float, *holds: bool) -> dict:
+    """A row as it is once it is measured."""
+    kind = lambda words, good: {"words": words, "worst": 1.0 if good else 0.9, "worst_changed": 0.5, "holds": good}
+    edges = [kind(*given) for given in zip(("one node", "one edge of the circuit"), holds, strict=True)]
+    scores = {"accuracy": accuracy, "iia": 0.995, "siia": 1.0, "counts": None, "causal": {"iia": 0.75}}
+    return {"setting": setting, "seed": 0, "epochs": 7, "seconds": 1.0, **scores, "causal_edges": edges}
+
+
+def test_models_of_the_published_recipe_hold_where_they_do_by_true_counterfactuals():
+    single = scored("0, causal", 1.0, True, True)
+    rows = [single, scored("0+1, frozen", 1.0, True, False), scored("1+2, frozen", 0.999, True, True)]
+    assert Published().verdict([single]).kind == "supported"
+    verdict = Published().verdict(rows)
+    assert verdict.kind == "contradicted"
+    assert verdict.because == (
+        "1 of 3 models hold their circuits in two thirds of their seeds; short of it: 0+1 (0 of 1), 1+2 (0 of 1)."
+    )
+
+    (table,) = Published().tables(rows)
+    text = StringIO()
+    Console(file=text, width=200).print(table)
+    (line,) = (line for line in text.getvalue().splitlines() if line.strip().startswith("0+1"))
+    # Model, holds, epochs, published, IIA, SIIA, causal IIA, one node, two nodes (none of them), one edge, any kind.
+    assert " ".join(line.split()) == "0+1 0 of 1 7 99.34 99.50 100 75 100 (50) - (-) 90 (50) 90 (50)"
 
 
 def test_the_seeds_begin_where_they_are_asked_to():

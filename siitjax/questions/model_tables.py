@@ -8,6 +8,7 @@ from rich.table import Table
 
 from siitjax.base.jsonl import Row
 from siitjax.base.share import percent
+from siitjax.questions.report import Verdict
 from siitjax.siit.metrics import share
 
 METRICS = {
@@ -22,6 +23,16 @@ METRICS = {
 def latest(rows: Sequence[Row]) -> list[Row]:
     """The last row of each setting and seed: that of the longest training, where one was gone on with."""
     return [*{(row["setting"], row["seed"]): row for row in rows}.values()]
+
+
+def two_thirds_hold(rows: Sequence[Row], holds: Callable[[Row], bool]) -> Verdict:
+    """Supported where two thirds of the seeds of every model hold, contradicted where of some model fewer do."""
+    seeds = {model: [*map(holds, ours)] for model, ours in _by_model(rows)}
+    short = [f"{name} ({sum(good)} of {len(good)})" for name, good in seeds.items() if 3 * sum(good) < 2 * len(good)]
+    held = f"{len(seeds) - len(short)} of {len(seeds)} models hold their circuits in two thirds of their seeds"
+    if not short:
+        return Verdict("supported", f"{held}.")
+    return Verdict("contradicted", f"{held}; short of it: {', '.join(short)}.")
 
 
 def nodes_table(

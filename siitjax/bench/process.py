@@ -9,11 +9,13 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from siitjax.base.errors import UserError
 from siitjax.bench.timing import LARGE_GFLOP, PARTS, STEPS, Timed, large_product, seconds
@@ -109,14 +111,11 @@ class Station:
         config = self.setup.config
         devices = jax.local_devices()[: self.setup.devices]
         programs: list[Program] = []
-        with tempfile.TemporaryDirectory() as folder:
-            jax.config.update("jax_compilation_cache_dir", folder)
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        with tempfile.TemporaryDirectory() as folder, cached_in(folder):
             for _ in range(2):
                 jax.clear_caches()
                 lanes, batching = self.setup.lanes, self.setup.batching
                 programs.append(compile_program(config, lanes, batching=batching, devices=devices))
-            jax.config.update("jax_compilation_cache_dir", None)
         cold, cached = programs
         rates = [1e-3, 1e38]
         members = [Member("", i, config, Hyperparams(lr_start=rates[i % 2])) for i in range(QUEUE * self.setup.lanes)]
@@ -140,6 +139,21 @@ class Station:
         """GiB at the most: of the device where it says so, else of the process."""
         on_device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         return on_device / 2**30 if on_device else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+@contextmanager
+def cached_in(folder: str) -> Iterator[None]:
+    """Compiled programs are kept in this folder, all of them; after that where they were before."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # JAX opens its cache once, and would go on with the folder of before.
+    reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        reset_cache()
 
 
 class Crew:

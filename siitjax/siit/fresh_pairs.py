@@ -1,7 +1,7 @@
 """A transformer measured again from nothing, on pairs of strings that are drawn anew; and the tables of that."""
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from siitjax.base.compilation import for_one_call
 from siitjax.base.share import percent
 from siitjax.causal.case import Case
 from siitjax.causal.circuit import unit_name
@@ -85,7 +86,7 @@ def measure(case: Case, model: Transformer, batches: list[Batch], seed: int, scr
 def measure_edges(case: Case, model: Transformer, pairs: int, seed: int) -> EdgeMetrics:
     """The metrics under swaps of every kind, on as many fresh pairs, `BATCH` at most."""
     base, source = map(jnp.asarray, list_batches(case, min(pairs, BATCH), seed)[0])
-    return jax.device_get(_count_edges(case, model, base, source, jax.random.key(seed)))
+    return jax.device_get(_counting_edges()(case, model, base, source, jax.random.key(seed)))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -93,10 +94,12 @@ def _count(case: Case, model: Transformer, base, source, key) -> Metrics:
     return count(model, case, base, source, key=key)
 
 
-# Compiled for one call: at the lower level a small model's takes half as long, and what it gives runs as fast.
-@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 1})
-def _count_edges(case: Case, model: Transformer, base, source, key) -> EdgeMetrics:
-    return count_edges(model, case, base, source, key=key)
+@cache
+def _counting_edges() -> Callable[..., EdgeMetrics]:
+    def counted(case: Case, model: Transformer, base, source, key) -> EdgeMetrics:
+        return count_edges(model, case, base, source, key=key)
+
+    return jax.jit(counted, static_argnums=0, compiler_options=for_one_call())
 
 
 def node_names(case: Case) -> tuple[list[str], list[str]]:

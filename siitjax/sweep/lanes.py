@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from siitjax.base.choice import check_choice
+from siitjax.base.compilation import for_one_call
 from siitjax.base.errors import UserError
 from siitjax.siit.metrics import Metrics
 from siitjax.siit.train import Data, Hyperparams, State, Stop, TrainConfig, make_train
@@ -124,9 +125,7 @@ def compile_program(
     # A second trace would take as long again. (`chex.assert_max_traces` counts the traces of all buckets together.)
     chex.assert_equal(len(traced), 1)
     advance = lowered.compile()
-    # What runs once a member: at the lower level a CPU's code takes up to half as long to compile, runs as fast, and
-    # draws the same weights to the bit.
-    once = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+    once = for_one_call()  # a member; drawn weights are the same to the bit
     return Program(
         config=config,
         lanes=lanes,

@@ -57,17 +57,26 @@ def strips(values: Mapping[str, Sequence[float]], label: str, margin: float, tit
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6, 1.5 + 0.35 * len(values)), layout="constrained")
         axis = figure.subplots()
-        for i, (name, seeds) in enumerate(values.items()):
-            spread = np.linspace(-0.25, 0.25, len(seeds)) if len(seeds) > 1 else np.zeros(len(seeds))
-            axis.plot(seeds, i + spread, "o", color=_look(i)[0], markersize=4, alpha=0.6, label=name)
-            if len(seeds):
-                axis.vlines(float(np.median(seeds)), i - 0.35, i + 0.35, color=_look(i)[0], linewidth=2)
+        for i, seeds in enumerate(values.values()):
+            strip(axis, seeds, i, _look(i)[0])
         axis.axvline(margin, color="black", linewidth=0.8, linestyle=":")
         axis.set_xscale("symlog", linthresh=margin, linscale=0.5)
         axis.set(xlabel=label, ylim=(len(values) - 0.5, -0.5), xlim=(-0.1 * margin, None))
         axis.set_yticks(range(len(values)), [*values])
         figure.suptitle(_wrapped(title), fontsize=9, x=0.01, ha="left")
         figure.savefig(path, dpi=150)
+
+
+def strip(axis: Axes, values: Sequence[float], i: int, colour: str) -> None:
+    """Line `i` of an axis: a dot a value, one above the other, and a stroke at their median."""
+    axis.plot(values, i + _spread(len(values)), "o", color=colour, markersize=4, alpha=0.6)
+    if len(values):
+        axis.vlines(float(np.median(values)), i - 0.35, i + 0.35, color=colour, linewidth=2)
+
+
+def _spread(n: int) -> Float[np.ndarray, " n"]:
+    """Heights that keep n dots of a line apart."""
+    return np.linspace(-0.25, 0.25, n) if n > 1 else np.zeros(n)
 
 
 def curves_picture(results: Results, rows: Sequence[Row], title: str, path: Path) -> None:
@@ -211,8 +220,7 @@ def _ratios(axis: Axes, comparisons: Mapping[str, Differences]) -> None:
     axis.set_xscale("log", base=2)
     for i, found in enumerate(comparisons.values()):
         low, high = np.exp(np.array(found.low, float)), np.exp(np.array(found.high, float))
-        heights = i + (np.linspace(-0.25, 0.25, len(found)) if len(found) > 1 else np.zeros(len(found)))
-        for a, b, y in zip(low, high, heights, strict=True):
+        for a, b, y in zip(low, high, i + _spread(len(found)), strict=True):
             finite = [x for x in (a, b) if 0 < x < np.inf]
             if finite:
                 marker = "o" if a == b else ">" if np.isfinite(a) and a > 0 else "<"

@@ -7,7 +7,6 @@ from statistics import mode
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
@@ -16,7 +15,7 @@ from siitjax.analysis.sae.kinds import KINDS
 from siitjax.analysis.sae.results import Row
 from siitjax.analysis.sae.study import Cost
 from siitjax.base.share import percent
-from siitjax.questions.pictures import COLOURS, STYLE
+from siitjax.questions.pictures import COLOURS, STYLE, strip
 from siitjax.questions.report import mean
 from siitjax.questions.statistics.paired import Points, points
 
@@ -85,12 +84,18 @@ def _elsewhere_best(rows: Sequence[Row], kinds: Sequence[str], score: str) -> di
             of = lambda rows, setting: [row for row in rows if (row["kind"], row["sparsity"]) == setting]
             best = max(settings, key=lambda setting: average(of(elsewhere, setting), score))
             own = of([row for row in ours if (row["model"], row["hook"]) == (model, hook)], best)
-            sites = dict.fromkeys(row["site"] for row in own)
-            shares += [average([row for row in own if row["site"] == site], score) for site in sites]
-            chosen += [best[0]] * len(sites)
+            by_site = _by_site(own, score)
+            shares += by_site
+            chosen += [best[0]] * len(by_site)
         if shares:
             found[model] = float(np.mean(shares)), chosen
     return found
+
+
+def _by_site(rows: Sequence[Row], score: str) -> list[float]:
+    """Of each site, the mean over its rows."""
+    sites = dict.fromkeys(row["site"] for row in rows)
+    return [average([row for row in rows if row["site"] == site], score) for site in sites]
 
 
 def _interval(found: Points) -> str:
@@ -184,7 +189,7 @@ def picture(rows: Sequence[Row], title: str, path: Path) -> None:
         for axis, (score, label) in zip(axes, scores.items(), strict=True):
             for i, setting in enumerate(settings):
                 held = [row for row in ours if (row["kind"], row["sparsity"]) == setting]
-                _line(axis, by_model(held, score), i, COLOURS[order.index(setting[0])])
+                strip(axis, by_model(held, score), i, COLOURS[order.index(setting[0])])
             axis.set(xlabel=f"{label}, %", xlim=(-3, 103), ylim=(len(settings) - 0.5, -0.5))
         axes[0].set_yticks(range(len(settings)), [k if s is None else f"{k} {s:g}" for k, s in settings], fontsize=8)
         figure.savefig(path, dpi=150)
@@ -194,13 +199,4 @@ def by_model(rows: Sequence[Row], score: str) -> list[float]:
     """In %, of each model that has the score, the mean over its sites of the mean over their seeds."""
     known = [row for row in rows if row.get(score) is not None]
     of = lambda model: [row for row in known if row["model"] == model]
-    sites = lambda ours: dict.fromkeys(row["site"] for row in ours)
-    mean_of = lambda ours: np.mean([average([r for r in ours if r["site"] == site], score) for site in sites(ours)])
-    return [100 * float(mean_of(of(model))) for model in dict.fromkeys(row["model"] for row in known)]
-
-
-def _line(axis: Axes, models: Sequence[float], i: int, colour: str) -> None:
-    heights = i + (np.linspace(-0.2, 0.2, len(models)) if len(models) > 1 else np.zeros(len(models)))
-    axis.plot(models, heights, "o", color=colour, markersize=4, alpha=0.6)
-    if models:
-        axis.vlines(float(np.median(models)), i - 0.35, i + 0.35, color=colour, linewidth=2)
+    return [100 * float(np.mean(_by_site(of(model), score))) for model in dict.fromkeys(row["model"] for row in known)]

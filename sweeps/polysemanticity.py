@@ -103,7 +103,7 @@ class Polysemanticity(Command):
             verdict = self.verdict(rows)
             said = "\n".join([str(verdict), *([starts(widths)] if widths else [])])
             neurons = [row for answers, model in [*found, *scaled] for row in neuron_rows(answers, model)]
-            for name, lines in (("models", rows), ("neurons", neurons)):
+            for name, lines in (("rows", rows), ("neurons", neurons)):
                 (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             for kind in ("png", "pdf"):
                 self.picture(rows, verdict, folder / f"figure.{kind}")

@@ -147,7 +147,7 @@ def test_folders_without_members_that_hold_are_refused_in_one_line(tmp_path, com
     words = (
         "has no member that holds, of 1; give a folder that has one",
         "is of members trained under swaps of nodes; give a folder that python -m sweeps.table --swaps=edges leaves",
-        "is not a sweep's results folder ('setting'); give one, such as python -m sweeps.table --swaps=edges leaves",
+        "is not a sweep's results folder ('member'); give one, such as python -m sweeps.table --swaps=edges leaves",
         "is not a sweep's results folder (it holds no rows); give one",
     )
     for (code, said, err), word in zip(found, words, strict=True):

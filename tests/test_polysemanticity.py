@@ -77,8 +77,8 @@ def test_the_command_writes_a_folder_once_and_refuses_the_rest_in_one_line(tmp_p
         "figure.png",
         "map.pdf",
         "map.png",
-        "models.jsonl",
         "neurons.jsonl",
+        "rows.jsonl",
         "summary.json",
     ]
     rows = [json.loads(line) for line in (out / "neurons.jsonl").read_text().splitlines()]
@@ -127,7 +127,7 @@ def test_what_converged_in_a_sweep_is_measured_by_width(swept, tmp_path, command
     (code, said, err), again, without = commands(Polysemanticity, flags, flags, (*SMALL, f"--out={out}"))
     assert code == 0, err
     summary = json.loads((out / "summary.json").read_text())
-    first, width = (json.loads(line) for line in (out / "models.jsonl").read_text().splitlines())
+    first, width = (json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines())
     assert (first["name"], first["by_width"], width["by_width"]) == ("1", False, True)
     name = "1+1, d_mlp 4, seed 0"
     assert list(summary["config"]["weights"]) == ["1", name]

@@ -11,12 +11,12 @@ def row_files(folder: Path) -> list[RowsFile]:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """The rows of every host, by member where they are of members; none where the folder holds none.
+    """The rows of every host, by member; none where the folder holds none.
 
     Raises:
         TornError: a row is torn that others follow.
     """
-    return sorted((row for file in row_files(folder) for row in file.read()), key=lambda row: row.get("member", 0))
+    return sorted((row for file in row_files(folder) for row in file.read()), key=lambda row: row["member"])
 
 
 def weights_file(folder: Path, member: int) -> Path:

@@ -8,7 +8,7 @@ from tests.coverage import WORLDS, Seen, simulate
 
 
 def test_intervals_cover_the_truth_and_few_verdicts_are_wrong():
-    ended = run("-m", "tests.coverage", "--sweeps=100")
+    ended = run("-m", "tests.coverage", "--sweeps=200")
     assert ended.code == 0, ended.out + ended.err
     assert ended.out.splitlines()[-1].endswith("; 0 fall short (!)")
 

@@ -58,7 +58,14 @@ def test_logits_and_gradients_are_those_of_the_model_as_written(config, own, seq
         assert_agree(logits_and_gradient(form, *given), wanted)
 
 
-@pytest.mark.parametrize(("form", "depth"), [*((BATCH_LAST, depth) for depth in (1, 6)), (ROLLED, 5)])
+@pytest.mark.parametrize(
+    ("form", "depth"),
+    [
+        *((BATCH_LAST, depth) for depth in (1, 6)),
+        *(pytest.param(BATCH_LAST, depth, marks=pytest.mark.slow) for depth in (2, 5)),
+        (ROLLED, 5),
+    ],
+)
 def test_resumed_from_a_site_they_are_too(form, depth):
     later = np.array([node.depth >= depth for node in RELU.nodes])
     masks = masks_of(RELU) & later[None]

@@ -191,6 +191,34 @@ def test_chunks_bound_the_memory_and_not_the_result():
     chex.assert_trees_all_equal(jitted(model, case, samples, key=KEY, form=form), whole)
 
 
+@pytest.mark.parametrize(
+    ("at_once", "enough", "measured"), [(9, 1, 9), (9, 10, 18), (9, 36, 36), (9, 37, 37), (50, 1, 37)]
+)
+def test_where_a_token_is_wrong_enough_chunks_are_measured_and_no_more(at_once, enough, measured):
+    """37 is prime, so that a last chunk of one is left."""
+    case, samples = ALWAYS_0, samples_of(ALWAYS_0, 37)
+    form = BATCH_LAST._replace(at_once=at_once)
+    metrics = jitted(answering(case, 1), case, samples, key=KEY, enough=enough, form=form)
+    assert metrics.base.of == (samples[:measured] != 1).sum()
+    assert metrics.whole.of == measured
+    assert not metrics.perfect
+
+
+def test_while_nothing_is_wrong_all_is_measured_and_a_late_error_is_found():
+    case, form = ALWAYS_0, BATCH_LAST._replace(at_once=9)
+    # The last position counts in the last sample alone.
+    last = jnp.arange(case.n_ctx) == case.n_ctx - 1
+    samples = jnp.where(last, 1, samples_of(case, 37)).at[-1].set(jnp.full(case.n_ctx, 2).at[0].set(0))
+    right, late = answering(case, 0), answering(case, *(0,) * (case.n_ctx - 1), 1)
+    metrics = jitted(right, case, samples, key=KEY, enough=1, form=form)
+    assert metrics.perfect
+    chex.assert_trees_all_equal(metrics, jitted(right, case, samples, key=KEY))
+    metrics = jitted(late, case, samples, key=KEY, enough=1, form=form)
+    assert metrics.whole.of == 37
+    assert metrics.base.of - metrics.base.right == 1
+    assert not metrics.perfect
+
+
 def answering(case: Case, *classes: int) -> Transformer:
     """A transformer that gives the class `classes[i]` at position i, and the last of them from there on: its heads
     and its MLPs write nothing, and each class is a direction of the residual stream."""

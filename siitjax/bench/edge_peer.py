@@ -98,13 +98,12 @@ class EdgePeer(Peer):
     @torch.no_grad()
     def evaluation(self) -> int:
         """As many passes as ours, on a share of the pairs: under single nodes, then a swap of each kind of edges'."""
-        whole = self.validation
-        n = max(len(whole[0]) // EPOCH_SHARE, 1)
-        base, source, labels = self.validation = tuple(x[..., :n, :] for x in whole)
+        n = max(len(self.validation[0]) // EPOCH_SHARE, 1)
+        base, source, labels = (x[..., :n, :] for x in self.validation)
         self.model.set_use_attn_result(False)
-        right = super().evaluation()
+        right = self.counted(self.validation, n)
         self.model.set_use_attn_result(True)
-        self.validation, size = whole, len(self.batch[0])
+        size = len(self.batch[0])
         for at in range(0, min(n, EDGE_PAIRS), size):
             here, (_, there) = base[at : at + size], self._cached(source[at : at + size])
             for i in range(self.passes):  # the swaps and labels of training's batch: what they are costs nothing more

@@ -20,7 +20,7 @@ from siitjax.model.nodes import Node
 from siitjax.model.transformer import init_transformer
 from siitjax.model.weights import state_dict
 from siitjax.siit.evaluate import CHUNK
-from siitjax.siit.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key
+from siitjax.siit.train import EPOCH_PAIRS, Hyperparams, Purpose, TrainConfig, draw_data, draw_key
 
 
 def hooked_config(config: TransformerConfig) -> HookedTransformerConfig:
@@ -127,10 +127,14 @@ class Peer:
 
     @torch.no_grad()
     def evaluation(self) -> int:
-        """Accuracy, IIA, SIIA and the joint and subset forms: as many passes as masks."""
+        """Accuracy, IIA, SIIA and the joint and subset forms, on as many pairs as ours while some token is wrong."""
+        return self.counted(self.validation, EPOCH_PAIRS)
+
+    def counted(self, validation: tuple[torch.Tensor, ...], pairs: int) -> int:
+        """Tokens that are right in the first so many pairs: as many passes as masks."""
         right = 0
-        for at in range(0, len(self.validation[0]), CHUNK):
-            base, source, labels = (x[..., at : at + CHUNK, :] for x in self.validation)
+        for at in range(0, min(pairs, len(validation[0])), CHUNK):
+            base, source, labels = (x[..., at : min(at + CHUNK, pairs), :] for x in validation)
             _, cache = self.model.run_with_cache(source, names_filter=lambda name: name in self.hooks)
             subset = [node for node in self.unused if self.rng.random() < 0.5]
             swaps: list[tuple[Sequence[Node], int]] = [

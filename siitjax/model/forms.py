@@ -146,15 +146,31 @@ def mean_over_parts(function: Callable[..., Any], size: int, *arrays: Any) -> An
     return jax.tree.map(lambda x: x.mean(0), jax.lax.map(lambda part: function(*part), parts))
 
 
-def summed_over_chunks(count: Callable[..., Any], size: int, *arrays: Array) -> Any:
+def summed_over_chunks(
+    count: Callable[..., Any], size: int, *arrays: Array, going: Callable[[Any], Array] | None = None, enough: int = 0
+) -> Any:
     """The sum of what `count` gives of all chunks of the samples, `size` long at most.
 
     They are of one length where that can be had without making them short: a last one of another length is another
     program, which takes as long to compile.
+
+    Args:
+        going: whether the chunks after `enough` samples are counted too, given the sum so far; by default all are.
     """
     n = len(arrays[0])
     size = next((even for even in range(min(size, n), size // 4, -1) if n % even == 0), min(size, n))
     whole, rest = divmod(n, size)
     chunks = [x[: n - rest].reshape(whole, -1, *x.shape[1:]) for x in arrays]
-    total = jax.tree.map(lambda x: x.sum(0), jax.lax.map(lambda chunk: count(*chunk), chunks))
-    return jax.tree.map(jnp.add, total, count(*(x[n - rest :] for x in arrays))) if rest else total
+    last = lambda total: jax.tree.map(jnp.add, total, count(*(x[n - rest :] for x in arrays)))
+    if going is None:
+        total = jax.tree.map(lambda x: x.sum(0), jax.lax.map(lambda chunk: count(*chunk), chunks))
+        return last(total) if rest else total
+    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(count, *(x[0] for x in chunks)))
+    goes_on = lambda i, total: (i * size < enough) | going(total)
+
+    def another(state):
+        i, total = state
+        return i + 1, jax.tree.map(jnp.add, total, count(*(x[i] for x in chunks)))
+
+    i, total = jax.lax.while_loop(lambda state: (state[0] < whole) & goes_on(*state), another, (jnp.int32(0), blank))
+    return jax.lax.cond(goes_on(i, total), last, lambda total: total, total) if rest else total

@@ -30,8 +30,10 @@ from siitjax.siit.evaluate import evaluate
 from siitjax.siit.metrics import Metrics
 from siitjax.siit.objective import BASE, IIT, SIIT, TERMS, Sampling, batch_masks, edge_term_losses, term_losses
 
-EPOCH_SHARE = 6
+EPOCH_SHARE = 8
 """Under swaps of edges, one in so many validation pairs is measured after each epoch; all of them are at the end."""
+EPOCH_PAIRS = 500
+"""Under swaps of nodes, validation pairs that are measured after each epoch; the others too while none went wrong."""
 EDGE_PAIRS = 1_000
 """Pairs on which every swap of edges is measured at the end."""
 
@@ -227,7 +229,11 @@ def draw_data(config: TrainConfig, seed: int) -> Data:
 
 
 class History(eqx.Module):
-    """What was seen after each epoch: loss terms and counts of answers; nan and 0 where none was run."""
+    """What was seen after each epoch: loss terms and counts of answers; nan and 0 where none was run.
+
+    Under swaps of nodes it is of `EPOCH_PAIRS` validation pairs at least, and of more while none went wrong: all where
+    the member converged. Under swaps of edges it is of one in `EPOCH_SHARE` pairs.
+    """
 
     loss: Float[Array, "*epoch 3"]
     metrics: Metrics
@@ -384,9 +390,10 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
 
     @jax.named_scope("evaluate")
     def evaluated(model, samples, key, each=False):
+        enough = None if each else EPOCH_PAIRS
         if config.sampling.swaps == "edges" and not each:
-            samples = samples[: max(len(samples) // EPOCH_SHARE, 1)]
-        metrics = evaluate(model, case, samples, key=key, embedding=config.sampling.embedding, form=form)
+            samples, enough = samples[: max(len(samples) // EPOCH_SHARE, 1)], None
+        metrics = evaluate(model, case, samples, key=key, embedding=config.sampling.embedding, enough=enough, form=form)
         if config.sampling.swaps == "nodes":
             return metrics
         pairs = samples[:EDGE_PAIRS]

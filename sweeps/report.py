@@ -31,6 +31,7 @@ from sweeps.growth import Growth
 from sweeps.kinds import Kinds
 from sweeps.polysemanticity import Polysemanticity
 from sweeps.published import Published
+from sweeps.schedule import Schedules
 from sweeps.table import PUBLISHED, Models, reaches
 from sweeps.weights import Weights
 
@@ -76,7 +77,8 @@ SECTIONS: Mapping[str, Section] = {
     "betas-left_greater": Section(Betas(seeds=32)),
     "betas-paren_checker": Section(Betas(case="paren_checker", seeds=8, drawn_per="example", init_gain=0.18)),
     "weights-paren_checker": Section(Weights(seeds=32)),
-    "gain-tasks": Section(Gain(models=("1", "2"))),
+    "schedule-paren_checker": Section(Schedules(seeds=16)),
+    "gain-tasks": Section(Gain(), ("gain-duplicate_remover", "gain-tasks")),
     "kinds-unique_extractor": Section(Kinds()),
     "crystallise-left_greater": Section(Crystallise(case="left_greater", seeds=16, alone_epochs=20)),
     "crystallise-paren_checker": Section(Crystallise()),

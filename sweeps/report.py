@@ -31,6 +31,7 @@ from sweeps.growth import Growth
 from sweeps.kinds import Kinds
 from sweeps.polysemanticity import Polysemanticity
 from sweeps.published import Published
+from sweeps.sampling import Samplings
 from sweeps.schedule import Schedules
 from sweeps.table import PUBLISHED, Models, reaches
 from sweeps.weights import Weights
@@ -77,6 +78,7 @@ SECTIONS: Mapping[str, Section] = {
     "betas-left_greater": Section(Betas(seeds=32)),
     "betas-paren_checker": Section(Betas(case="paren_checker", seeds=8, drawn_per="example", init_gain=0.18)),
     "weights-paren_checker": Section(Weights(seeds=32)),
+    "sampling-paren_checker": Section(Samplings(seeds=16)),
     "schedule-paren_checker": Section(Schedules(seeds=16)),
     "gain-tasks": Section(Gain(), ("gain-duplicate_remover", "gain-tasks")),
     "kinds-unique_extractor": Section(Kinds()),
@@ -99,11 +101,7 @@ SECTIONS: Mapping[str, Section] = {
         ("edges", "edges-longer", "edges-1+3-base", "edges-3-base"),
         pictured=False,
     ),
-    "published": Section(
-        Published(models=("0", "1", "2", "3", "0+1", "0+2", "0+3", "1+2", "1+3", "2+3")),
-        ("frozen-singles", "frozen-pairs"),
-        pictured=False,
-    ),
+    "published": Section(Published(), ("frozen-singles", "frozen-pairs", "frozen-more"), pictured=False),
     "further-nodes": Section(
         Collected(case="further", rules=("causal",), batch_size=64), ("further", "nodes-two_majorities"), pictured=False
     ),

@@ -13,7 +13,9 @@ from rich.progress import track
 from rich.table import Table
 
 from siitjax.analysis.ablation import ablate
-from siitjax.base.command import main
+from siitjax.base.choice import check_choice
+from siitjax.base.command import flag, main
+from siitjax.base.errors import UserError
 from siitjax.base.share import percent
 from siitjax.model.weights import load_weights
 from siitjax.questions.against_first import AgainstFirst
@@ -62,6 +64,8 @@ class Samplings(AgainstFirst):
 
     title = "Does single-node sampling leave backup behaviour?"
 
+    only: tuple[str, ...] = flag((), f'the settings to train, by name, "{SUBSETS}" among them; none: all')
+
     def settings(self) -> Mapping[str, tuple[TrainConfig, Hyperparams]]:
         case = self.build()
         sampled = {
@@ -71,7 +75,12 @@ class Samplings(AgainstFirst):
             "drawn per batch": {"drawn_per": "batch"},
             "circuit: subsets": {"circuit_nodes": "subset"},
         }
-        return {name: (self.train_config(case, **how), Hyperparams()) for name, how in sampled.items()}
+        for name in self.only:
+            check_choice("the setting", name, tuple(sampled))
+        if self.only and SUBSETS not in self.only:
+            raise UserError(f'--only is {", ".join(self.only)}; name "{SUBSETS}" too, with which others are compared')
+        chosen = {name: how for name, how in sampled.items() if not self.only or name in self.only}
+        return {name: (self.train_config(case, **how), Hyperparams()) for name, how in chosen.items()}
 
     def measure(self, rows: Sequence[Row], results: Results) -> Iterator[Row]:
         return ablated(rows, results)
@@ -80,7 +89,8 @@ class Samplings(AgainstFirst):
         return backup(rows)
 
     def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
-        return [*super().tables(rows), ablations(rows)]
+        ours = self._ours(rows)
+        return [*super().tables(ours), ablations(ours)]
 
     def picture(self, rows: Sequence[Row], verdict: Verdict, path: Path) -> None:
         from siitjax.questions.pictures import strips
@@ -89,10 +99,16 @@ class Samplings(AgainstFirst):
         title = f"{self.title} ({self.about})\n{verdict.kind.capitalize()}"
         strips(hidden, "points hidden under the worst subset of unused nodes", float(MARGIN), title, path)
 
+    def _ours(self, rows: Sequence[Row]) -> list[Row]:
+        names = self.settings()
+        return [row for row in rows if row["setting"] in names]
+
 
 def backup(rows: Sequence[Row]) -> Verdict:
     """The verdict, of rows with what was measured after training; see `Samplings` for its rule."""
     one, subsets = by_seed(rows, ONE), by_seed(rows, SUBSETS)
+    if not one:
+        return Verdict("undecided", f'"{ONE}" was not trained.')
     pairs = [(a, b) for a, b in zip(one, subsets, strict=True) if all(_holds(row) for row in (a, b))]
     seeds = f"{len(pairs)} of {len(one)} seeds hold single swaps (SIIA 99.9) both ways"
     found = difference([a for a, _ in pairs], [b for _, b in pairs], "hidden")

@@ -317,6 +317,27 @@ def test_the_verdict_on_sampling_says_in_how_many_seeds_and_leaves_out_those_tha
     )
 
 
+def test_some_ways_of_sampling_may_be_trained_alone_and_others_rows_are_left_out():
+    question = Samplings(seeds=1, only=(ONE, SUBSETS))
+    assert [member.setting for member in question.members()] == [SUBSETS, ONE]
+    shares = {**dict.fromkeys(METRICS, 0.5), "hidden": 0.1, "worst_subset": ["L0H0"]}
+    rows = [{**row, **shares} for row in sweep((SUBSETS, ONE, "unused: all"), TENS, TENS, TENS)]
+    assert [table.row_count for table in question.tables(rows)] == [2, 1, 2]
+    assert backup([row for row in rows if row["setting"] == SUBSETS]).because == f'"{ONE}" was not trained.'
+
+
+@pytest.mark.parametrize(
+    ("only", "words"),
+    [
+        ((ONE,), '--only is unused: one; name "random subsets" too, with which others are compared'),
+        (("unused",), 'the setting is "unused"; did you mean "unused: one"? It must be one of random subsets, '),
+    ],
+)
+def test_ways_of_sampling_that_cannot_be_trained_alone_are_refused(only, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        Samplings(only=only).members()
+
+
 TINY = """
 from dataclasses import dataclass, replace
 from siitjax.causal.circuit import Variable

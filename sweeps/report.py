@@ -31,7 +31,7 @@ from sweeps.growth import Growth
 from sweeps.kinds import Kinds
 from sweeps.polysemanticity import Polysemanticity
 from sweeps.published import Published
-from sweeps.sampling import Samplings
+from sweeps.sampling import ONE, SUBSETS, Samplings
 from sweeps.schedule import Schedules
 from sweeps.table import PUBLISHED, Models, reaches
 from sweeps.weights import Weights
@@ -79,6 +79,7 @@ SECTIONS: Mapping[str, Section] = {
     "betas-paren_checker": Section(Betas(case="paren_checker", seeds=8, drawn_per="example", init_gain=0.18)),
     "weights-paren_checker": Section(Weights(seeds=32)),
     "sampling-paren_checker": Section(Samplings(seeds=16)),
+    "sampling-backup": Section(Samplings(seeds=32, only=(SUBSETS, ONE)), ("sampling-paren_checker", "sampling-backup")),
     "schedule-paren_checker": Section(Schedules(seeds=16)),
     "gain-tasks": Section(Gain(), ("gain-duplicate_remover", "gain-tasks")),
     "kinds-unique_extractor": Section(Kinds()),

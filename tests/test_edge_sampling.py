@@ -313,7 +313,7 @@ def test_a_circuit_of_the_frozen_rule_is_refused():
         jax.eval_shape(lambda: step(LEARNS, learner, samples, samples, jax.random.key(0), jnp.float32(1)))
 
 
-def test_a_sixth_of_the_validation_pairs_is_measured_after_each_epoch_and_all_at_the_end():
+def test_an_eighth_of_the_validation_pairs_is_measured_after_each_epoch_and_all_at_the_end():
     train = make_train(replace(CONFIG, samples=120, batch_size=32), PLAIN)
     data = draw_data(replace(CONFIG, samples=120), 0)
     state = train.init(LEARNS, jax.random.key(0))
@@ -321,8 +321,8 @@ def test_a_sixth_of_the_validation_pairs_is_measured_after_each_epoch_and_all_at
     compiled = lambda part: jax.jit(part)(data, state)
     after, at_the_end = compiled(train.validate), compiled(train.measure)
     n = CASE.n_ctx
-    assert (int(after.base.of), int(at_the_end.base.of)) == (4 * n, 24 * n)
+    assert (int(after.base.of), int(at_the_end.base.of)) == (3 * n, 24 * n)
     assert after.edges is not None
     assert at_the_end.edges is not None
-    assert set(np.asarray(after.edges.tokens.of)) == {4 * n}
+    assert set(np.asarray(after.edges.tokens.of)) == {3 * n}
     assert set(np.asarray(at_the_end.edges.tokens.of)) == {24 * n}

@@ -69,9 +69,9 @@ def test_a_shipped_model_of_a_further_task_is_found_by_name_and_answers(name):
     right = trained.case.loss.correct(logits, labels)[trained.case.counted_mask(strings)]
     assert bool(right.all())
     with pytest.raises(
-        UserError, match=r"^no model of bracket_kinds is shipped; train one: siitjax train bracket_kinds$"
+        UserError, match=r"^no model of paren_shares is shipped; train one: siitjax train paren_shares$"
     ):
-        cases.load("bracket_kinds")
+        cases.load("paren_shares")
 
 
 def test_a_shipped_model_is_found_by_numbers_and_by_names_in_any_order():

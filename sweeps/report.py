@@ -108,7 +108,7 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "further-edges": Section(
         Collected(case="further", rules=("causal",), swaps="edges", start="FOLDER", epochs=20),
-        ("further-edges", "edges-two_majorities", "further-edges-bracket_kinds"),
+        ("further-edges", "edges-two_majorities", "further-edges-bracket_kinds", "further-edges-indirect_object"),
         pictured=False,
     ),
 }

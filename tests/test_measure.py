@@ -27,8 +27,8 @@ from tests.commands import run
 PAIRS = 1_000
 SOME = ["3", "1+2", "0+1+2+3"]
 FURTHER = [
-    *("addition", "adjacent_remover", "below_maximum", "bracket_kinds", "flip_flop", "induction", "ioi@nodes"),
-    *("modular_count", "most_frequent", "reversal", "share_of_x", "sorting", "three_bits", "two_hop"),
+    *("addition", "adjacent_remover", "below_maximum", "bracket_kinds", "flip_flop", "indirect_object", "induction"),
+    *("ioi@nodes", "modular_count", "most_frequent", "reversal", "share_of_x", "sorting", "three_bits", "two_hop"),
 ]
 OTHERS = [name for name in cases.MODELS if name not in SOME]
 
@@ -53,7 +53,7 @@ def test_the_shipped_models_weigh_less_than_3_megabytes_of_each_kind():
     files = [cases.SHIPPED / f"{name}.safetensors" for name in names]
     assert sum(file.stat().st_size for file in files) < 6_000_000
     others = [cases.SHIPPED / f"{name}.safetensors" for name in FURTHER]
-    assert sum(file.stat().st_size for file in others) < 2_000_000
+    assert sum(file.stat().st_size for file in others) < 3_000_000
     assert sorted(cases.SHIPPED.iterdir()) == sorted([*files, *others])
     assert set(cases.TABLE.shipped) == {file.stem for file in [*files, *others]}
 

@@ -143,16 +143,18 @@ class Station:
 
 @contextmanager
 def cached_in(folder: str) -> Iterator[None]:
-    """Compiled programs are kept in this folder, all of them; after that where they were before."""
-    before = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    """Compiled programs are kept in this folder, all of them; after that as they were before."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (folder, 0.0), strict=True):
+        jax.config.update(name, value)
     # JAX opens its cache once, and would go on with the folder of before.
     reset_cache()
     try:
         yield
     finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+        for name, value in zip(names, before, strict=True):
+            jax.config.update(name, value)
         reset_cache()
 
 

@@ -67,6 +67,7 @@ def count(
 
     Args:
         key: draws the random subset of each sample.
+        enough: as `evaluate` takes it.
 
     Raises:
         UserError: the transformer or the samples do not fit the case; see `Case.check_fits`.
@@ -101,8 +102,10 @@ def count(
     size = form.at_once or CHUNK
     # The last two swaps, of several unused nodes at once, are in none of the three.
     none_wrong = lambda total: (total[0].right[:-2] == total[0].of[:-2]).all()
-    going = {} if enough is None else {"going": none_wrong, "enough": enough}
-    tokens, changed, whole, errors = summed_over_chunks(chunk, size, base, source, subsets, **going)
+    going = None if enough is None else none_wrong
+    tokens, changed, whole, errors = summed_over_chunks(
+        chunk, size, base, source, subsets, going=going, enough=enough or 0
+    )
     nodes, unused = 1 + np.flatnonzero(is_circuit), 1 + np.flatnonzero(~is_circuit)
     return Metrics(
         base=tokens.at(0),

@@ -390,11 +390,12 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
 
     @jax.named_scope("evaluate")
     def evaluated(model, samples, key, each=False):
-        enough = None if each else EPOCH_PAIRS
-        if config.sampling.swaps == "edges" and not each:
-            samples, enough = samples[: max(len(samples) // EPOCH_SHARE, 1)], None
+        edges = config.sampling.swaps == "edges"
+        if edges and not each:
+            samples = samples[: max(len(samples) // EPOCH_SHARE, 1)]
+        enough = None if edges or each else EPOCH_PAIRS
         metrics = evaluate(model, case, samples, key=key, embedding=config.sampling.embedding, enough=enough, form=form)
-        if config.sampling.swaps == "nodes":
+        if not edges:
             return metrics
         pairs = samples[:EDGE_PAIRS]
         order_key, edge_key = jax.random.split(jax.random.fold_in(key, 1))

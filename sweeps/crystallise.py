@@ -175,8 +175,8 @@ class Crystallise(Question):
             least, moved, cosine = np.median(ways, axis=0) if ways else (np.nan,) * 3
             table.add_row(name, percent(float(least)), f"{moved:.2f}", f"{cosine:.2f}")
         table.caption = (
-            "least accuracy: of any epoch, on 500 validation strings or more, %; moved: the length of the change, of that of the weights; "
-            "direction: the cosine of the weights before and after"
+            "least accuracy: of any epoch, on 500 validation strings or more, %; moved: the length of the change, of "
+            "that of the weights; direction: the cosine of the weights before and after"
         )
         table.caption_justify = "left"
         measured = any("moved" in row for row in rows)  # not so in rows of an older version

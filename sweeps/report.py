@@ -108,7 +108,20 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "further-edges": Section(
         Collected(case="further", rules=("causal",), swaps="edges", start="FOLDER", epochs=20),
-        ("further-edges", "edges-two_majorities", "further-edges-bracket_kinds", "further-edges-indirect_object"),
+        ("further-edges", "edges-two_majorities", "further-edges-bracket_kinds"),
+        pictured=False,
+    ),
+    # The recipe was found on seeds 0 to 2, whose rows are in indirect_object-first: they have no part in the verdict.
+    "indirect_object-later": Section(
+        Collected(
+            case="indirect_object",
+            rules=("causal",),
+            swaps="edges",
+            edges_from=0.0,
+            init_gain=1.0,
+            epochs=240,
+            first_seed=3,
+        ),
         pictured=False,
     ),
 }

@@ -141,6 +141,14 @@ def test_occupancy_is_the_share_of_lane_time_in_training(monkeypatch):
     assert engine.occupancy.shares() == pytest.approx({"while_waiting": 1.0, "altogether": ran / (3 * clock.now)})
 
 
+def test_a_seed_s_strings_are_drawn_once_for_all_settings(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(siitjax.sweep.engine, "draw_data", lambda config, seed: drawn.append(seed) or real(config, seed))
+    real = siitjax.siit.train.draw_data
+    run(QUEUE, lambda config, most: program(config, 1))
+    assert drawn == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(("seconds", "chunks"), [(0.0, [1, 1, 1, 1]), (np.inf, [1, 2, 4])])
 def test_a_chunk_is_doubled_until_it_lasts_long_enough(monkeypatch, seconds, chunks):
     monkeypatch.setattr(siitjax.sweep.engine, "CHUNK_SECONDS", seconds)

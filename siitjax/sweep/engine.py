@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
+from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -34,6 +35,8 @@ from siitjax.sweep.memory import ran_out, too_large
 
 CHUNK_SECONDS = 0.2
 """A chunk lasts about this long at least, and one epoch: the host's work between two is some milliseconds."""
+SEEDS_KEPT = 32
+"""Seeds whose strings are kept: a grid trains each of its seeds once a setting, and drawing takes a tenth of an epoch."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +261,7 @@ class _Bucket:
     def __init__(self, engine: Engine, queue: Queue, config: TrainConfig, pending: deque):
         self.engine, self.queue, self.config = engine, queue, config
         self.pending: deque[_Pending] = pending
+        self.drawn = lru_cache(SEEDS_KEPT)(partial(draw_data, config))
         self.lanes: list[_Occupied | None] = []
         self.ended: list[Ended] = []
         self.drained = False
@@ -339,7 +343,7 @@ class _Bucket:
         try:
             # Hundreds of lanes begin at once, and numpy lets go of Python where it sorts.
             with ThreadPoolExecutor(len(cores())) as pool:
-                draw = lambda one: draw_data(self.config, self.engine.members[one[1][0]].seed)
+                draw = lambda one: self.drawn(self.engine.members[one[1][0]].seed)
                 for data in pool.map(draw, [*given]):
                     lane, found = given[0]
                     self.put(lane, *found, data)

@@ -25,6 +25,7 @@ from siitjax.bench.flops import step_flops
 from siitjax.bench.process import SAMPLES, Crew, Setup, Station, in_turn
 from siitjax.bench.roofline import PASSES, Roofline
 from siitjax.bench.timing import PARTS, STEPS, seconds
+from siitjax.bench.trace import time_shares
 from siitjax.siit.objective import Swaps
 from siitjax.siit.train import TrainConfig, Updates
 from siitjax.sweep import hosts
@@ -102,7 +103,7 @@ class Throughput(Command):
     swaps: Swaps = flag("nodes", "what training swaps: nodes, or edges and every other kind: nodes or edges")
     peer: Literal["", "torch"] = flag("", "also time the same step and evaluation in TransformerLens: torch")
     runs: int = flag(30, "timed runs of each form, of which the medians are printed", least=3)
-    profile: bool = flag(False, "also write a trace of some steps to --out, for Perfetto or TensorBoard")
+    profile: bool = flag(False, "also write a trace of some steps to --out, and print where their time goes")
     compile_for: str = flag("", "time nothing, but compile for devices not here: tpu-v5e:2x2, cuda-h100:1x1x1")
     out: str = flag("", "folder for throughput.json and the picture; empty: nothing is written")
 
@@ -219,9 +220,13 @@ class Throughput(Command):
 
     def _profile(self, folder: Path) -> None:
         station = Station(self._setup(("fast",), 1, 1, "map"))
-        station.prepare()
+        station.prepare(PARTS[:1])
         with jax.profiler.trace(str(folder), create_perfetto_trace=True):
             station.time("fast", "step")
+        timed = station.forms["fast"]
+        program = timed.compiled_step.lower(timed.states).compile().as_text()
+        if found := time_shares(program, folder):
+            print("of a step: " + ", ".join(f"{part} {100 * share:.0f}%" for part, share in found.items()))
         print(f"trace of {STEPS} steps: {folder} (TensorBoard), and perfetto_trace.json.gz in it (ui.perfetto.dev)")
 
 

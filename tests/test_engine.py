@@ -16,7 +16,7 @@ import siitjax.sweep.lanes
 import siitjax.sweep.placement
 from siitjax.model.forms import ROLLED, fastest
 from siitjax.siit.metrics import shares
-from siitjax.siit.train import Stop, TrainConfig
+from siitjax.siit.train import Stop, TrainConfig, draw_data
 from siitjax.sweep.engine import Engine, Watcher
 from siitjax.sweep.lanes import Program, compile_program
 from siitjax.sweep.placement import Compiler, choose_policy
@@ -143,8 +143,12 @@ def test_occupancy_is_the_share_of_lane_time_in_training(monkeypatch):
 
 def test_a_seed_s_strings_are_drawn_once_for_all_settings(monkeypatch):
     drawn = []
-    monkeypatch.setattr(siitjax.sweep.engine, "draw_data", lambda config, seed: drawn.append(seed) or real(config, seed))
-    real = siitjax.siit.train.draw_data
+
+    def draw(config, seed):
+        drawn.append(seed)
+        return draw_data(config, seed)
+
+    monkeypatch.setattr(siitjax.sweep.engine, "draw_data", draw)
     run(QUEUE, lambda config, most: program(config, 1))
     assert drawn == [0, 1, 2, 3]
 

@@ -1,6 +1,8 @@
 """The instrument: operations counted against XLA's own count, the peer against our transformer, the command."""
 
+import gzip
 import json
+import re
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -16,6 +18,7 @@ from siitjax.analysis.discovery.pairs import draw_pairs
 from siitjax.base.errors import UserError
 from siitjax.bench.absent import ALONE, mesh_of
 from siitjax.bench.flops import forward_flops, step_flops
+from siitjax.bench.trace import time_shares
 from siitjax.model.forms import PLAIN
 from siitjax.model.swaps import EdgeSwaps
 from siitjax.model.transformer import init_transformer
@@ -150,6 +153,28 @@ def test_a_device_that_is_nowhere_is_refused(name, said, monkeypatch):
         mesh_of(name)
 
 
+PROGRAM = """
+  %while.1 = (f32[2]) while(%t), body=%b, metadata={op_name="jit(steps)/while"}
+  %dot.2 = f32[2,3]{1,0} dot(%a, %b), metadata={op_name="jit(steps)/while/blocks.0.attn/dot_general"}
+  ROOT %fusion.3 = f32[2] fusion(%c), metadata={op_name="jit(steps)/while/blocks.0.attn/exp"}
+  %fusion.4 = f32[2] fusion(%c), metadata={op_name="jit(steps)/while/blocks.12.mlp/select_n"}
+"""
+
+
+def test_time_that_operations_within_others_take_is_counted_once(tmp_path):
+    """By hand: 10 in the loop, of which 2 are a product, 3 attention with 1 of an MLP's inside; then 2 of an MLP's on
+    another thread; what is no operation is left out."""
+    spans = [("while.1", 0, 10, 1), ("dot.2", 1, 2, 1), ("fusion.3", 5, 3, 1), ("fusion.4", 6, 1, 1)]
+    spans += [("fusion.4", 0, 2, 2), ("ThreadPool", 0, 99, 1)]
+    events = [{"ph": "X", "name": n, "ts": ts, "dur": dur, "pid": 1, "tid": tid} for n, ts, dur, tid in spans]
+    with gzip.open(tmp_path / "perfetto_trace.json.gz", "wt") as file:
+        json.dump({"traceEvents": [{"ph": "M", "name": "fusion.4"}, *events]}, file)
+    found = time_shares(PROGRAM, tmp_path)
+    twelfths = {"matrix products": 2, "attention, the rest": 2, "MLPs, the rest": 3, "other": 5}
+    assert found == pytest.approx({part: n / 12 for part, n in twelfths.items()})
+    assert time_shares("", tmp_path) == {}
+
+
 @pytest.mark.slow
 def test_lanes_on_devices_are_timed_in_one_process(tmp_path):
     small = (*SMALL, "--lanes=2", "--devices=2", "--profile")
@@ -158,3 +183,4 @@ def test_lanes_on_devices_are_timed_in_one_process(tmp_path):
     found = json.loads((tmp_path / "throughput.json").read_text())
     assert [(row["form"], row["lanes"]) for row in found["timings"]] == [("plain", 2), ("fast", 2)]
     assert [*(tmp_path / "profile").rglob("perfetto_trace.json.gz")]
+    assert re.search(r"of a step: matrix products \d+%, attention, the rest \d+%", ended.out)

@@ -36,7 +36,7 @@ from siitjax.sweep.memory import ran_out, too_large
 CHUNK_SECONDS = 0.2
 """A chunk lasts about this long at least, and one epoch: the host's work between two is some milliseconds."""
 SEEDS_KEPT = 32
-"""Seeds whose strings are kept: a grid trains each of its seeds once a setting, and drawing takes a tenth of an epoch."""
+"""Seeds whose strings are kept: a grid trains each once a setting, and drawing takes as long as a tenth of an epoch."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ from sweeps.table import PUBLISHED, Models, reaches
 from sweeps.weights import Weights
 
 ROWS = Path(__file__).parent / "results"
+BY_VALUE = ("f1", "auroc", "variable_iia", "variable_changed_iia", "variable_changed")
+"""What a dictionary's row has for each value or variable, by name: most of the row, and no section asks for it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,10 @@ class Section:
 
 SECTIONS: Mapping[str, Section] = {
     "betas-left_greater": Section(Betas(seeds=32)),
-    "betas-paren_checker": Section(Betas(case="paren_checker", seeds=8, drawn_per="example", init_gain=0.18)),
+    "betas-paren_checker": Section(
+        Betas(case="paren_checker", seeds=32, drawn_per="example", init_gain=0.18),
+        ("betas-paren_checker", "betas-paren_checker-later"),
+    ),
     "weights-paren_checker": Section(Weights(seeds=32)),
     "sampling-paren_checker": Section(Samplings(seeds=16)),
     "sampling-backup": Section(Samplings(seeds=32, only=(SUBSETS, ONE)), ("sampling-paren_checker", "sampling-backup")),
@@ -121,6 +126,25 @@ SECTIONS: Mapping[str, Section] = {
             init_gain=1.0,
             epochs=240,
             first_seed=3,
+        ),
+        pictured=False,
+    ),
+    "indirect_object-few_kinds": Section(
+        Collected(
+            case="indirect_object",
+            rules=("causal",),
+            swaps="edges",
+            edges_from=0.0,
+            init_gain=1.0,
+            epochs=120,
+            w_base=0.05,
+            p_edge=0.4,
+            p_nodes=0.0,
+            p_edges=0.3,
+            p_own=0.0,
+            p_base=0.0,
+            p_positions=1.0,
+            first_seed=6,
         ),
         pictured=False,
     ),
@@ -195,6 +219,8 @@ def keep(folder: Path) -> None:
     found = [row for file in row_files(folder) for row in file.read()]
     # Rows of what was measured, not trained, have no member.
     rows = [row | measured.get(row.get("member"), {}) for row in sorted(found, key=lambda row: row.get("member", 0))]
+    by_value = lambda name, x: name in BY_VALUE and isinstance(x, dict)
+    rows = [{name: x for name, x in row.items() if not by_value(name, x)} for row in rows]
     path, text = ROWS / f"{folder.name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
     if path.exists() and path.read_text() != text:
         raise UserError(f"--keep names {folder}, but {path} has other rows; remove that file, or rename the folder")

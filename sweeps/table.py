@@ -80,10 +80,12 @@ class Models(Question):
     lr_end: float = flag(1e-5, "learning rate after the last update; it falls linearly from 1e-3", least=0)
     swaps: Swaps = flag("nodes", "what training swaps: nodes, or edges and every other kind: nodes or edges")
     edges_from: float = flag(0.4, "with --swaps=edges: share of the epochs before edges are swapped", least=0)
+    w_base: float = flag(0.4, "weight of the loss with nothing swapped", least=0)
     w_changed: float = flag(1.0, "with --swaps=edges: weight added to the 1 of a token whose label is changed", least=0)
     p_edge: float = flag(KINDS.p_edge, "with --swaps=edges: probability that the IIT term swaps one edge", least=0)
     p_nodes: float = flag(KINDS.p_nodes, "with --swaps=edges: that it swaps a random subset of nodes", least=0)
     p_edges: float = flag(KINDS.p_edges, "with --swaps=edges: that it swaps a random subset of edges", least=0)
+    p_own: float = flag(KINDS.p_own, "with --swaps=edges: that each sender has a source of its own", least=0)
     p_base: float = flag(KINDS.p_base, "with --swaps=edges: that it holds unused nodes at the base's values", least=0)
     p_positions: float = flag(KINDS.p_positions, "with --swaps=edges: probability of random positions", least=0)
     start: str = flag("", "first weights: shipped, or a results folder that has these seeds; empty: drawn")
@@ -109,10 +111,10 @@ class Models(Question):
             (model, rule) for model in self.models() for rule in self.rules if "+" in model or rule == "causal"
         ]
         edges_from = 0.0 if self.start else self.edges_from  # what is shipped has had its share
-        given = {"p_unused": self.p_unused, "lr_end": self.lr_end}
+        given = {"p_unused": self.p_unused, "lr_end": self.lr_end, "w_base": self.w_base}
         hyper = Hyperparams(**given)
         if self.swaps == "edges":
-            kinds_of_swap = ("p_edge", "p_nodes", "p_edges", "p_base", "p_positions")
+            kinds_of_swap = ("p_edge", "p_nodes", "p_edges", "p_own", "p_base", "p_positions")
             given |= {"edges_from": edges_from, **{name: getattr(self, name) for name in (*kinds_of_swap, "w_changed")}}
             hyper = replace(KINDS, **given)
         configs = {kind: self._config(*kind) for kind in kinds}  # one a kind: its seeds share a compilation

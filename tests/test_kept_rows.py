@@ -62,6 +62,18 @@ def test_the_rows_of_a_finished_folder_are_kept_with_what_was_measured(tmp_path:
         keep(folder)
 
 
+def test_of_a_dictionary_s_row_what_is_by_value_is_left_out(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(sweeps.report, "ROWS", tmp_path)
+    folder = tmp_path / "saes-of-mine"
+    folder.mkdir()
+    rows = [{"kind": "topk", "mean_f1": 0.5, "f1": {"counts = 1": 0.5}}, {"method": "EAP", "auroc": 0.9}]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "summary.json").write_text("{}")
+    keep(folder)
+    kept = [json.loads(line) for line in (tmp_path / "saes-of-mine.jsonl").read_text().splitlines()]
+    assert kept == [{"kind": "topk", "mean_f1": 0.5}, {"method": "EAP", "auroc": 0.9}]
+
+
 def test_a_section_that_is_not_there_and_a_file_that_is_missing_are_named(tmp_path: Path, monkeypatch):
     with pytest.raises(UserError, match=r'the section is "betas-left_lesser"; did you mean "betas-left_greater"\?'):
         Report(only=("betas-left_lesser",), out=str(tmp_path)).run()

@@ -225,7 +225,7 @@ class Throughput(Command):
             station.time("fast", "step")
         timed = station.forms["fast"]
         program = timed.compiled_step.lower(timed.states).compile().as_text()
-        if found := time_shares(program, folder):
+        if found := time_shares(program or "", folder):
             print("of a step: " + ", ".join(f"{part} {100 * share:.0f}%" for part, share in found.items()))
         print(f"trace of {STEPS} steps: {folder} (TensorBoard), and perfetto_trace.json.gz in it (ui.perfetto.dev)")
 

@@ -3,7 +3,7 @@
 import gzip
 import json
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,14 @@ def time_shares(program: str, folder: Path) -> Mapping[str, float]:
         Nothing where the trace names none of the program's operations, as on a GPU.
     """
     names = dict(_operations(program))
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     for path in folder.rglob("perfetto_trace.json.gz"):
         with gzip.open(path) as file:
             events = json.load(file)["traceEvents"]
         for name, own in _own_times([e for e in events if e.get("ph") == "X" and e["name"] in names]):
             spent[_part(names[name])] += own
     total = sum(spent.values())
-    return {part: spent[part] / total for part in (*PARTS, REST) if spent[part]}
+    return {part: spent[part] / total for part in (*PARTS, REST) if part in spent}
 
 
 def _operations(program: str) -> Iterator[tuple[str, str]]:

@@ -31,6 +31,7 @@ from sweeps.growth import Growth
 from sweeps.kinds import Kinds
 from sweeps.polysemanticity import Polysemanticity
 from sweeps.published import Published
+from sweeps.saes import SAEs
 from sweeps.sampling import ONE, SUBSETS, Samplings
 from sweeps.schedule import Schedules
 from sweeps.table import PUBLISHED, Models, reaches
@@ -100,6 +101,7 @@ SECTIONS: Mapping[str, Section] = {
         ),
         pictured=False,
     ),
+    "saes": Section(SAEs(seeds=8, untrained=False)),
     "growth": Section(Growth()),
     "models-nodes": Section(Collected(rules=("causal",)), ("nodes-singles", "nodes-combined"), pictured=False),
     "models-edges": Section(

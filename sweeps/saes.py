@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 from rich.console import Console
@@ -61,7 +61,7 @@ class SAEs(Command):
     interchanged latents is told beside it and decides nothing.
     """
 
-    title: ClassVar[str] = "Do sparse autoencoders find the known variables?"
+    title = "Do sparse autoencoders find the known variables?"
 
     models: tuple[str, ...] = flag(PAIRS, "the shipped models to train SAEs on, by number; a verdict takes 6")
     sites: tuple[str, ...] = flag(

@@ -101,8 +101,8 @@ def _by_site(rows: Sequence[Row], score: str) -> list[float]:
 def _interval(found: Points) -> str:
     if found.median is None:
         return "-"
-    return f"{found.median:.0f}%" + (
-        "" if found.low is None else f" (95% interval {found.low:.0f} to {found.high:.0f})"
+    return f"{round(found.median)}%" + (
+        "" if found.low is None or found.high is None else f" (95% interval {round(found.low)} to {round(found.high)})"
     )
 
 

@@ -24,8 +24,9 @@ from siitjax.bench.absent import MEMORY, Compiled, compile_for, mesh_of, step_ro
 from siitjax.bench.flops import step_flops
 from siitjax.bench.process import SAMPLES, Crew, Setup, Station, in_turn
 from siitjax.bench.roofline import PASSES, Roofline
-from siitjax.bench.timing import PARTS, STEPS, seconds
+from siitjax.bench.timing import PARTS, STEPS, Timed, seconds
 from siitjax.bench.trace import time_shares
+from siitjax.model.forms import fastest
 from siitjax.siit.objective import Swaps
 from siitjax.siit.train import TrainConfig, Updates
 from siitjax.sweep import hosts
@@ -219,13 +220,12 @@ class Throughput(Command):
         return Setup(*asked, forms, lanes, devices, batching)
 
     def _profile(self, folder: Path) -> None:
-        station = Station(self._setup(("fast",), 1, 1, "map"))
-        station.prepare(PARTS[:1])
+        timed = Timed(self._setup(("fast",), 1, 1, "map").config, fastest(), 1)
+        compiled = timed.compiled_step.lower(timed.states).compile()
+        jax.block_until_ready(compiled(timed.states))
         with jax.profiler.trace(str(folder), create_perfetto_trace=True):
-            station.time("fast", "step")
-        timed = station.forms["fast"]
-        program = timed.compiled_step.lower(timed.states).compile().as_text()
-        if found := time_shares(program or "", folder):
+            jax.block_until_ready(compiled(timed.states))
+        if found := time_shares(compiled.as_text() or "", folder):
             print("of a step: " + ", ".join(f"{part} {100 * share:.0f}%" for part, share in found.items()))
         print(f"trace of {STEPS} steps: {folder} (TensorBoard), and perfetto_trace.json.gz in it (ui.perfetto.dev)")
 

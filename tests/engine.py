@@ -56,11 +56,11 @@ def counted(config: TrainConfig):
     """`make_train`, the traces of what trains counted."""
     train = make_train(config)
 
-    def advance(*args):
+    def epoch(*args):
         traces[config] += 1
-        return train.advance(*args)
+        return train.epoch(*args)
 
-    return train._replace(advance=advance)
+    return train._replace(epoch=epoch)
 
 
 def program(config: TrainConfig, lanes: int, batching: Batching = "map") -> Program:
@@ -151,15 +151,17 @@ def run(members, compiled, heard=None, *, order=None, folder: Path | None = None
 @cache
 def solo_functions(config: TrainConfig):
     train = make_train(config)
-    return [jax.jit(f, compiler_options=AS_USERS) for f in (train.init, train.advance, train.measure)]
+    return [jax.jit(f, compiler_options=AS_USERS) for f in (train.init, train.epoch, train.judge, train.measure)]
 
 
 @cache
 def solo(member: Member) -> dict:
-    """What a member gives when the pure functions of training are called on it alone, in one go."""
-    init, advance, measure = solo_functions(member.config)
+    """What a member gives when the pure functions of training are called on it alone."""
+    init, epoch, judge, measure = solo_functions(member.config)
     hyper, data = member.hyper.traced(), draw_data(member.config, member.seed)
-    state = advance(hyper, data, init(hyper, jax.random.key(member.seed)), EPOCHS)
+    state = init(hyper, jax.random.key(member.seed))
+    while Stop(int(state.stop)) is Stop.RUNNING:
+        state, _ = judge(data, epoch(hyper, data, state, EPOCHS))
     epochs = int(state.epoch)
     history = jax.tree.map(lambda x: np.asarray(x)[:epochs], state.history)
     final = jax.device_get(measure(data, state))

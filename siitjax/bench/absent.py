@@ -63,7 +63,7 @@ MEMORY = {kind: device.memory for kind, device in DEVICES.items()} | {"NVIDIA H1
 
 @dataclass(frozen=True)
 class Compiled:
-    """What XLA says of `advance`, compiled for some lanes on a mesh.
+    """What XLA says of the two programs that train, compiled for some lanes on a mesh.
 
     Attributes:
         devices: of the mesh.
@@ -117,7 +117,8 @@ def mesh_of(name: str) -> Mesh:
 
 
 def compile_for(config: TrainConfig, mesh: Mesh, lanes: int) -> Compiled:
-    """Compiles a bucket's `advance`, as a sweep would run it there: lanes side by side, blocks in one loop.
+    """Compiles a bucket's epoch and its evaluation, as a sweep would run them there: lanes side by side, blocks in one
+    loop.
 
     Raises:
         UserError: the lanes cannot be split evenly over the devices.
@@ -127,18 +128,21 @@ def compile_for(config: TrainConfig, mesh: Mesh, lanes: int) -> Compiled:
     state = _state(config)
     samples = lambda n: jnp.zeros((n, config.case.n_ctx), jnp.int32)
     data = Data(samples(config.n_train), samples(config.samples - config.n_train))
-    until = jax.ShapeDtypeStruct((), jnp.int32)
-    lowered = _traced(train.advance, mesh, lanes, Hyperparams().traced(), data, state, until, donate=2).lower()
+    until, last = (jax.ShapeDtypeStruct((), kind) for kind in (jnp.int32, jnp.bool_))
+    lowered = [
+        _traced(train.epoch, mesh, lanes, Hyperparams().traced(), data, state, until, donate=2).lower(),
+        _traced(train.judge, mesh, lanes, data, state, last).lower(),
+    ]
     traced = time.perf_counter()
-    memory: Any = lowered.compile().memory_analysis()
+    memory: list[Any] = [program.compile().memory_analysis() for program in lowered]
     return Compiled(
         devices=mesh.size,
         lanes=lanes,
         trace_s=traced - began,
         compile_s=time.perf_counter() - traced,
-        arguments=memory.argument_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        code=memory.generated_code_size_in_bytes,
+        arguments=max(one.argument_size_in_bytes for one in memory),
+        temporaries=max(one.temp_size_in_bytes for one in memory),
+        code=sum(one.generated_code_size_in_bytes for one in memory),
     )
 
 

@@ -147,7 +147,11 @@ def mean_over_parts(function: Callable[..., Any], size: int, *arrays: Any) -> An
 
 
 def summed_over_chunks(
-    count: Callable[..., Any], size: int, *arrays: Array, going: Callable[[Any], Array] | None = None, enough: int = 0
+    count: Callable[..., Any],
+    size: int,
+    *arrays: Array,
+    going: Callable[[Any], Array] | None = None,
+    enough: Int[Array, ""] | int = 0,
 ) -> Any:
     """The sum of what `count` gives of all chunks of the samples, `size` long at most.
 
@@ -157,6 +161,7 @@ def summed_over_chunks(
     Args:
         going: whether the chunks after `enough` samples are counted too, given the sum so far; by default all are.
     """
+    count = jax.jit(count)  # traced once, for its shapes and where it is called
     n = len(arrays[0])
     size = next((even for even in range(min(size, n), size // 4, -1) if n % even == 0), min(size, n))
     whole, rest = divmod(n, size)

@@ -337,50 +337,63 @@ def init_transformer(config: TransformerConfig, *, key: PRNGKeyArray) -> Transfo
     The fans of a head's matrices are TransformerLens' (`calc_fan_in_and_fan_out`): of a (head, a, b) weight,
     a in and head * b out.
     """
-
-    def weight(name: str, *shape: int) -> Float[Array, "..."]:
-        fans = sum(shape) if len(shape) == 2 else shape[1] + shape[0] * shape[2]
-        std = config.init_gain * (2 / fans) ** 0.5
-        # A key a name, not a key a turn: adding a weight leaves the others as they were.
-        return std * jax.random.normal(jax.random.fold_in(key, _crc(name)), shape)
+    drawn = _drawn(_shapes(config), config.init_gain, key)
 
     def layer_norm() -> LayerNorm | None:
         return LayerNorm(jnp.ones(config.d_model), jnp.zeros(config.d_model)) if config.layer_norm else None
 
-    d_model, d_head, n_heads, d_mlp = config.d_model, config.d_head, config.n_heads, config.mlp_width
-
     def block(i: int) -> Block:
-        attn = Attention(
-            W_Q=weight(f"blocks.{i}.attn.W_Q", n_heads, d_model, d_head),
-            W_K=weight(f"blocks.{i}.attn.W_K", n_heads, d_model, d_head),
-            W_V=weight(f"blocks.{i}.attn.W_V", n_heads, d_model, d_head),
-            W_O=weight(f"blocks.{i}.attn.W_O", n_heads, d_head, d_model),
-            b_Q=jnp.zeros((n_heads, d_head)),
-            b_K=jnp.zeros((n_heads, d_head)),
-            b_V=jnp.zeros((n_heads, d_head)),
-            b_O=jnp.zeros(d_model),
-            causal=config.causal,
-        )
+        W_Q, W_K, W_V, W_O = (drawn[f"blocks.{i}.attn.{name}"] for name in ("W_Q", "W_K", "W_V", "W_O"))
+        b_Q, b_K, b_V = (jnp.zeros((config.n_heads, config.d_head)) for _ in range(3))
+        attn = Attention(W_Q, W_K, W_V, W_O, b_Q, b_K, b_V, jnp.zeros(config.d_model), config.causal)
         if config.attn_only:
             return Block(layer_norm(), attn, None, None)
         mlp = MLP(
-            weight(f"blocks.{i}.mlp.W_in", d_model, d_mlp),
-            jnp.zeros(d_mlp),
-            weight(f"blocks.{i}.mlp.W_out", d_mlp, d_model),
-            jnp.zeros(d_model),
+            drawn[f"blocks.{i}.mlp.W_in"],
+            jnp.zeros(config.mlp_width),
+            drawn[f"blocks.{i}.mlp.W_out"],
+            jnp.zeros(config.d_model),
             config.act_fn,
             config.part_sizes,
         )
         return Block(layer_norm(), attn, layer_norm(), mlp)
 
     return Transformer(
-        Embed(weight("embed.W_E", config.d_vocab, d_model)),
-        PosEmbed(weight("pos_embed.W_pos", config.n_ctx, d_model)),
+        Embed(drawn["embed.W_E"]),
+        PosEmbed(drawn["pos_embed.W_pos"]),
         tuple(block(i) for i in range(config.n_layers)),
         layer_norm(),
-        Unembed(weight("unembed.W_U", d_model, config.d_vocab_out), jnp.zeros(config.d_vocab_out)),
+        Unembed(drawn["unembed.W_U"], jnp.zeros(config.d_vocab_out)),
         config,
     )
+
+
+def _shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Of the weights that are drawn, by their TransformerLens keys."""
+    d_model, d_head, n_heads = config.d_model, config.d_head, config.n_heads
+    block = {f"attn.W_{name}": (n_heads, d_model, d_head) for name in "QKV"}
+    block["attn.W_O"] = (n_heads, d_head, d_model)
+    if not config.attn_only:
+        block |= {"mlp.W_in": (d_model, config.mlp_width), "mlp.W_out": (config.mlp_width, d_model)}
+    return {
+        "embed.W_E": (config.d_vocab, d_model),
+        "pos_embed.W_pos": (config.n_ctx, d_model),
+        "unembed.W_U": (d_model, config.d_vocab_out),
+        **{f"blocks.{i}.{name}": shape for i in range(config.n_layers) for name, shape in block.items()},
+    }
+
+
+def _drawn(shapes: dict[str, tuple[int, ...]], gain: float, key: PRNGKeyArray) -> dict[str, Array]:
+    """Xavier normal weights, each from a key of its name: adding one leaves the others as they were."""
+    crcs = np.array([zlib.crc32(name.encode()) for name in shapes], np.uint32)
+    longest = max(int(np.prod(shape)) for shape in shapes.values())
+    # All as long as the longest, and cut: drawn one by one they take three times as long to compile.
+    draw = lambda crc: jax.random.normal(jax.random.fold_in(key, crc), (longest,))
+    found: dict[str, Array] = {}
+    for (name, shape), row in zip(shapes.items(), jax.vmap(draw)(crcs), strict=True):
+        fans = sum(shape) if len(shape) == 2 else shape[1] + shape[0] * shape[2]
+        found[name] = gain * (2 / fans) ** 0.5 * row[: int(np.prod(shape))].reshape(shape)
+    return found
 
 
 def random_like(model: Transformer, *, key: PRNGKeyArray) -> Transformer:
@@ -391,7 +404,3 @@ def random_like(model: Transformer, *, key: PRNGKeyArray) -> Transformer:
     """
     weights = init_transformer(replace(model.config, init_gain=1.0), key=key)
     return jax.tree.unflatten(jax.tree.structure(model), jax.tree.leaves(weights))
-
-
-def _crc(name: str) -> int:
-    return zlib.crc32(name.encode())

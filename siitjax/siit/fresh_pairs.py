@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from siitjax.base.compilation import for_one_call
+from siitjax.base.compilation import quick_to_compile
 from siitjax.base.share import percent
 from siitjax.causal.case import Case
 from siitjax.causal.circuit import unit_name
@@ -99,7 +99,7 @@ def _counting_edges() -> Callable[..., EdgeMetrics]:
     def counted(case: Case, model: Transformer, base, source, key) -> EdgeMetrics:
         return count_edges(model, case, base, source, key=key)
 
-    return jax.jit(counted, static_argnums=0, compiler_options=for_one_call())
+    return jax.jit(counted, static_argnums=0, compiler_options=quick_to_compile())
 
 
 def node_names(case: Case) -> tuple[list[str], list[str]]:

@@ -75,13 +75,17 @@ def interchange_by_depth(
     activations = _source(run, model, source, embedding)
     with jax.named_scope("base_run"):
         logits, own = run(model, base)
-    answers = [(logits, _own_labels(circuit, base)[:, None])]
+    answers = [logits]
+    swapped: list[Array | np.ndarray] = [np.zeros((1, len(circuit.nodes)), np.bool_)]
     for first, masks in groups:
         resume = None if first == EMBED.depth else (first, own)
         with jax.named_scope("swapped_run"):
             logits, _ = run(model, base, (masks, activations), resume=resume)
-        answers.append((logits, _labels(circuit, base, source, masks, embedding)))
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *answers)
+        answers.append(logits)
+        swapped.append(masks)
+    whole = [jnp.broadcast_to(masks, (len(base), *masks.shape[-2:])) for masks in swapped]
+    labels = _labels(circuit, base, source, jnp.concatenate(whole, 1), embedding)
+    return jnp.concatenate(answers, 1), labels
 
 
 def check_fits(

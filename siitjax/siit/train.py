@@ -1,21 +1,23 @@
-"""One training run as pure functions: `make_train(config)` gives init, advance and measure.
+"""One training run as pure functions: `make_train(config)` gives init, epoch, judge, advance and measure.
 
 What a sweep may vary without changing a shape is a traced leaf of `Hyperparams`, so that one compilation serves
 a whole grid; what changes shapes or control flow is static, in `TrainConfig`. Every function here takes one
 member, and can be vmapped over lanes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import partial
-from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from siitjax.base.choice import check_choice
 from siitjax.base.errors import UserError
@@ -265,9 +267,19 @@ class Init(Protocol):
 
 @runtime_checkable
 class Advance(Protocol):
-    """Trains a member until `until` epochs are done, or it stops."""
+    """Trains a member until `until` epochs are done, or it stops; `Epoch` trains it for one, and judges nothing."""
 
     def __call__(self, hyper: Hyperparams, data: Data, state: State, until: Int[Array, ""] | int) -> State: ...
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Counts what a member answers right after an epoch, writes it down, and says whether the member stops.
+
+    `last` counts on the pairs of the end instead, of which the state learns nothing.
+    """
+
+    def __call__(self, data: Data, state: State, last: Bool[Array, ""] | bool = False) -> tuple[State, Metrics]: ...
 
 
 @runtime_checkable
@@ -282,15 +294,21 @@ class Train(NamedTuple):
 
     `init(hyper, root)` makes a member; `advance(hyper, data, state, until)` trains it until `until` epochs are
     done or it stops; `measure(data, state)` evaluates it on validation pairs that no epoch has seen, so that the
-    figures of a run that stopped at its luckiest pairs are not selected for it. `validate` is what advance evaluates
-    after each epoch, and `step` is one batch of it.
+    figures of a run that stopped at its luckiest pairs are not selected for it.
+
+    `advance` is `epoch` and `judge` in turn. They are compiled one by one where members wait, because `judge` measures
+    at the end too: where `measure_is_judge`, it counts the same when it is told that this is the last time. `validate`
+    is what it counts after an epoch, and `step` is one batch.
     """
 
     init: Init
+    epoch: Advance
+    judge: Judge
     advance: Advance
     validate: Measure
     measure: Measure
     step: "Step"
+    measure_is_judge: bool
 
 
 def under_strict_promotion(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -358,6 +376,7 @@ def make_step(config: TrainConfig, form: Form | None = None) -> Step:
             swaps = drawn(hyper, key, done)
         weights = jnp.stack([hyper.w_base, hyper.w_iit, hyper.w_siit])
         model, opt_state = learner
+        unravel: Callable[[Any], Transformer] = ravel_pytree(model)[1]
         seen = jnp.zeros(3)
         for terms in turns:
             here = np.array(terms)
@@ -369,14 +388,15 @@ def make_step(config: TrainConfig, form: Form | None = None) -> Step:
             def part(base, source, own, model=model, loss=loss):
                 if isinstance(own, EdgeSwaps):
                     own = own.within(len(base), config.batch_size)
-                return jax.grad(loss, has_aux=True)(model, base, source, swaps if own is None else own)
+                gradients, values = jax.grad(loss, has_aux=True)(model, base, source, swaps if own is None else own)
+                return ravel_pytree(gradients)[0], values  # one array, not dozens, to add up
 
             own = swaps if isinstance(swaps, EdgeSwaps) or swaps.ndim == 3 else None
             with jax.named_scope("_".join(["loss", *(TERMS[term] for term in terms)])):
                 gradients, values = mean_over_parts(part, form.part(len(base)), base, source, own)
             with jax.named_scope("optimizer"):
                 updates, opt_state = optimizer(hyper, n_updates).update(gradients, opt_state)
-                model = eqx.apply_updates(model, updates)
+                model = eqx.apply_updates(model, unravel(updates))
             seen = seen.at[here].set(values)
         return (model, opt_state), seen
 
@@ -386,14 +406,10 @@ def make_step(config: TrainConfig, form: Form | None = None) -> Step:
 def make_train(config: TrainConfig, form: Form | None = None) -> Train:
     """The pure functions of a run, closed over everything static. They are not jitted yet: see `Train`."""
     case, steps, batch = config.case, config.steps_per_epoch, config.batch_size
-    step = make_step(config, form)
+    step, edges = make_step(config, form), config.sampling.swaps == "edges"
 
     @jax.named_scope("evaluate")
-    def evaluated(model, samples, key, each=False):
-        edges = config.sampling.swaps == "edges"
-        if edges and not each:
-            samples = samples[: max(len(samples) // EPOCH_SHARE, 1)]
-        enough = None if edges or each else EPOCH_PAIRS
+    def evaluated(model, samples, key, enough=None, each=False):
         metrics = evaluate(model, case, samples, key=key, embedding=config.sampling.embedding, enough=enough, form=form)
         if not edges:
             return metrics
@@ -404,9 +420,19 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
             sources = case.source_of(pairs, sources, jax.random.fold_in(order_key, 1))
         return replace(metrics, edges=count_edges(model, case, pairs, sources, key=edge_key, each=each, form=form))
 
+    @jax.jit  # traced once, for its shapes and where it is called
+    def counted(model, samples, root, epoch, last):
+        """After an epoch; under swaps of nodes, where this is the last time, on what `measure` takes."""
+        after = draw_key(root, Purpose.VALIDATION, epoch - 1)
+        if edges:
+            return evaluated(model, samples[: max(len(samples) // EPOCH_SHARE, 1)], after)
+        key = jnp.where(last, draw_key(root, Purpose.FINAL), after)
+        return evaluated(model, samples, key, jnp.where(last, len(samples), EPOCH_PAIRS))
+
     def init(hyper, root):
         model = init_transformer(case.config, key=draw_key(root, Purpose.INIT))
-        seen = jax.eval_shape(lambda: evaluated(model, samples=jnp.zeros((1, case.n_ctx), jnp.int32), key=root))
+        samples = jax.ShapeDtypeStruct((config.samples - config.n_train, case.n_ctx), jnp.int32)
+        seen = jax.eval_shape(counted, model, samples, root, jnp.int32(0), jnp.asarray(False))
         blank = History(jnp.full((config.epochs, 3), jnp.nan), jax.tree.map(partial(_blank, config.epochs), seen))
         opt_state = optimizer(hyper, 1).init(eqx.filter(model, eqx.is_array))
         return State(model, opt_state, root, jnp.int32(0), jnp.int32(Stop.RUNNING), blank)
@@ -431,47 +457,55 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
             return step(hyper, learner, bases, sources, key, done)
 
         (model, opt_state), losses = jax.lax.scan(body, (state.model, state.opt_state), (bases, sources, counts))
-        metrics = validate(data, replace(state, model=model))
-        finite = jnp.isfinite(losses).all() & _all_finite(model)
-        epoch = state.epoch + 1
-        stop = jnp.where(epoch == config.epochs, int(Stop.EXHAUSTED), int(Stop.RUNNING))
+        finite = jnp.isfinite(losses).all() & jnp.isfinite(ravel_pytree(model)[0]).all()
+        loss = state.history.loss.at[state.epoch].set(losses.mean(0))
+        after = State(model, opt_state, state.root, state.epoch + 1, state.stop, replace(state.history, loss=loss))
+        return jax.lax.cond(finite, lambda: after, lambda: replace(state, stop=jnp.int32(Stop.DIVERGED)))
+
+    def epoch(hyper, data, state, until):
+        goes_on = (state.stop == int(Stop.RUNNING)) & (state.epoch < until)
+        return jax.lax.cond(goes_on, partial(one_epoch, hyper, data), lambda state: state, state)
+
+    def judge(data, state, last: Bool[Array, ""] | bool = False):
+        running = state.stop == int(Stop.RUNNING)
+        nothing = jax.tree.map(lambda all: jnp.zeros_like(all[0]), state.history.metrics)
+        count = lambda: counted(state.model, data.validation, state.root, state.epoch, jnp.asarray(last))
+        metrics = jax.lax.cond(running | last, count, lambda: nothing)
+        stop = jnp.where(state.epoch == config.epochs, int(Stop.EXHAUSTED), int(Stop.RUNNING))
         # Swaps of edges are sampled: that none went wrong is no reason to stop before the last epoch.
-        may_stop = (epoch == config.epochs) | (config.sampling.swaps == "nodes")
+        may_stop = (state.epoch == config.epochs) | (not edges)
         stop = jnp.where(metrics.perfect & may_stop, int(Stop.CONVERGED), stop)
-        after = State(
-            model,
-            opt_state,
-            state.root,
-            epoch,
-            stop,
-            jax.tree.map(
-                lambda all, now: all.at[state.epoch].set(now), state.history, History(losses.mean(0), metrics)
-            ),
-        )
-        diverged = replace(state, stop=jnp.int32(Stop.DIVERGED))
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, diverged)
+        row = state.epoch - 1
+        write = lambda all, now: all.at[row].set(jnp.where(running, now, all[row]))
+        history = replace(state.history, metrics=jax.tree.map(write, state.history.metrics, metrics))
+        return replace(state, stop=jnp.where(running, stop, state.stop), history=history), metrics
 
     def advance(hyper, data, state, until):
         return jax.lax.while_loop(
             lambda state: (state.stop == int(Stop.RUNNING)) & (state.epoch < until),
-            partial(one_epoch, hyper, data),
+            lambda state: judge(data, epoch(hyper, data, state, until))[0],
             state,
         )
 
     def validate(data, state):
-        return evaluated(state.model, data.validation, draw_key(state.root, Purpose.VALIDATION, state.epoch))
+        return counted(state.model, data.validation, state.root, state.epoch, jnp.asarray(False))
 
     def measure(data, state):
         return evaluated(state.model, samples=data.validation, key=draw_key(state.root, Purpose.FINAL), each=True)
 
     precise = matmul_precision(config.matmul_precision)
-    return Train(precise(init), precise(advance), precise(validate), precise(measure), precise(step))
+    return Train(
+        precise(init),
+        precise(epoch),
+        precise(judge),
+        precise(advance),
+        precise(validate),
+        precise(measure),
+        precise(step),
+        measure_is_judge=not edges,
+    )
 
 
 def _blank(epochs: int, leaf: jax.ShapeDtypeStruct) -> Array:
     empty = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else 0
     return jnp.full((epochs, *leaf.shape), empty, leaf.dtype)
-
-
-def _all_finite(tree: Transformer) -> Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -15,11 +15,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Int
 
 from siitjax.base.choice import check_choice
-from siitjax.base.compilation import for_one_call
+from siitjax.base.compilation import quick_to_compile
 from siitjax.base.errors import UserError
 from siitjax.siit.metrics import Metrics
 from siitjax.siit.train import Data, Hyperparams, State, Stop, TrainConfig, make_train
@@ -48,7 +48,7 @@ class Program:
         advance: trains the member of each lane until `until[lane]` epochs are done, or it stops. The state that is
             given cannot be read any more.
         measure: evaluates one member on validation pairs of their own, given its data and its model's state.
-        memory: bytes a device needs for `advance`, as the compiler counts them.
+        memory: bytes a device needs at most to train, as the compiler counts them.
         seconds: time that the compilation took.
     """
 
@@ -87,55 +87,73 @@ def compile_program(
     start = time.perf_counter()
     train = make_train(config)
     mesh = Mesh(np.asarray(devices), ("lane",))
-    lane_axis = NamedSharding(mesh, PartitionSpec("lane"))
+    # On one device without a mesh: what is traced for the shapes of a state is not traced again then.
+    lane_axis = NamedSharding(mesh, PartitionSpec("lane")) if mesh.size > 1 else SingleDeviceSharding(devices[0])
 
     hyper, root = Hyperparams().traced(), jax.random.key(0)
     samples = lambda n: jnp.zeros((n, config.case.n_ctx), jnp.int32)
     data = Data(samples(config.n_train), samples(config.samples - config.n_train))
     state = jax.eval_shape(train.init, hyper, root)
 
-    def blank() -> Batch:
-        def empty(leaf):
-            return jax.random.split(root, lanes) if _is_key(leaf) else jnp.zeros((lanes, *leaf.shape), leaf.dtype)
+    one = Batch(hyper, data, state)
+    bare = jax.eval_shape(without_keys, one)
 
-        no_one = jax.tree.map(empty, Batch(hyper, data, state))
-        return eqx.tree_at(lambda batch: batch.state.stop, no_one, jnp.full(lanes, int(Stop.EXHAUSTED), jnp.int32))
+    def blank() -> Batch:
+        zeros = jax.tree.map(lambda leaf: np.zeros((lanes, *leaf.shape), leaf.dtype), bare)
+        no_one = eqx.tree_at(lambda batch: batch.state.stop, zeros, np.full(lanes, int(Stop.EXHAUSTED), np.int32))
+        return with_keys(jax.device_put(no_one, lane_axis), one)
 
     def fill(batch: Batch, lane: Int[Array, ""], hyper: Hyperparams, data: Data, state: State) -> Batch:
-        return jax.tree.map(lambda all, own: all.at[lane].set(own), batch, Batch(hyper, data, state))
+        put = lambda all, own: own[None] if lanes == 1 else all.at[lane].set(own)  # which takes seconds less to compile
+        return jax.tree.map(put, batch, Batch(hyper, data, state))
 
     def take(batch: Batch, lane: Int[Array, ""]) -> Batch:
         return without_keys(jax.tree.map(lambda leaf: leaf[lane], batch))
 
-    make_blank = jax.jit(blank, out_shardings=lane_axis).lower().compile()
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lane_axis), jax.eval_shape(blank)
-    )
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((lanes, *leaf.shape), leaf.dtype, sharding=lane_axis), one)
     lane = jax.ShapeDtypeStruct((), jnp.int32)
     taken = jax.jit(take).lower(shapes, lane).compile()
-    until = jax.ShapeDtypeStruct((lanes,), jnp.int32, sharding=lane_axis)
+    until, last = (jax.ShapeDtypeStruct((lanes,), kind, sharding=lane_axis) for kind in (jnp.int32, jnp.bool_))
     traced: list[TrainConfig] = []
 
     def counted(*member):
         traced.append(config)
-        return train.advance(*member)
+        return train.epoch(*member)
 
-    lanes_of = over_lanes(counted, lanes // len(devices), batching, mesh)
-    lowered = jax.jit(lanes_of, donate_argnums=2).lower(shapes.hyper, shapes.data, shapes.state, until)
+    of_lanes = lambda one: over_lanes(one, lanes // len(devices), batching, mesh)
+    lowered = jax.jit(of_lanes(counted), donate_argnums=2).lower(shapes.hyper, shapes.data, shapes.state, until)
     # A second trace would take as long again. (`chex.assert_max_traces` counts the traces of all buckets together.)
     chex.assert_equal(len(traced), 1)
-    advance = lowered.compile()
-    once = for_one_call()  # a member; drawn weights are the same to the bit
+    epoch = lowered.compile()
+    quick = quick_to_compile()
+    judge = jax.jit(of_lanes(train.judge), compiler_options=quick).lower(shapes.data, shapes.state, last).compile()
+
+    def advance(batch: Batch, until: Int[Array, " lane"]) -> State:
+        state, not_last = batch.state, jax.device_put(np.zeros(lanes, np.bool_), lane_axis)
+        stop, begun, ends = (np.asarray(x) for x in (state.stop, state.epoch, until))
+        until = jax.device_put(until, lane_axis)
+        # None is waited for: a lane whose member stops meanwhile does nothing.
+        for _ in range(int(np.where(stop == int(Stop.RUNNING), ends - begun, 0).max())):
+            state, _ = judge(batch.data, epoch(batch.hyper, batch.data, state, until), not_last)
+        return state
+
+    def judge_alone(data: Data, state: State) -> Metrics:
+        _, metrics = judge(*jax.tree.map(lambda x: x[None], (data, state)), np.ones(1, np.bool_))
+        return jax.tree.map(lambda x: x[0], metrics)
+
+    measure: Callable[[Data, State], Metrics] = judge_alone
+    if lanes > 1 or not train.measure_is_judge:
+        measure = jax.jit(train.measure, compiler_options=quick).lower(data, state).compile()
     return Program(
         config=config,
         lanes=lanes,
-        init=jax.jit(train.init, compiler_options=once).lower(hyper, root).compile(),
-        blank=make_blank,
+        init=jax.jit(train.init, compiler_options=quick).lower(hyper, root).compile(),
+        blank=blank,
         fill=jax.jit(fill, out_shardings=lane_axis, donate_argnums=0).lower(shapes, lane, hyper, data, state).compile(),
         take=lambda batch, lane: with_keys(jax.device_get(taken(batch, lane)), batch),
-        advance=lambda batch, until: advance(batch.hyper, batch.data, batch.state, jax.device_put(until, lane_axis)),
-        measure=jax.jit(train.measure, compiler_options=once).lower(data, state).compile(),
-        memory=_memory(advance),
+        advance=advance,
+        measure=measure,
+        memory=max(_memory(epoch), _memory(judge)),
         seconds=time.perf_counter() - start,
     )
 

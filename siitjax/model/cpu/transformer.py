@@ -70,11 +70,7 @@ def batch_last(
             x = x + _affine(block.attn.W_O.reshape(-1, len(x)), block.attn.b_O, z.reshape(-1, *z.shape[2:]))
         if (mlp := block.mlp) is not None:
             with jax.named_scope(f"blocks.{i}.mlp"):
-                if known and at_mlp:
-                    post = known.post[i]
-                else:
-                    read = _affine(mlp.W_in, mlp.b_in, _standardised(block.ln2, x), block.ln2)
-                    post = ACTIVATION_FUNCTIONS[mlp.act_fn](read)
+                post = known.post[i] if known and at_mlp else _post(mlp, block.ln2, x)
                 posts.append(post)
                 if sites is not None and source is not None and _swaps(sites.post[i]):
                     x = x + _written(mlp, sites.post[i], source.post[i], post)
@@ -114,6 +110,7 @@ def _written(mlp: MLP, mask: Bool[Array | np.ndarray, "part _ _"], source: Colum
     return reduce(operator.add, starmap(part, enumerate(part_slices(mlp.sizes))))
 
 
+@jax.jit  # traced once for all layers
 def _z(attn: Attention, ln: LayerNorm | None, x: Columns) -> Heads:
     """What each head read: the site `hook_z`."""
     read, heads = _standardised(ln, x), attn.b_Q.shape
@@ -122,6 +119,12 @@ def _z(attn: Attention, ln: LayerNorm | None, x: Columns) -> Heads:
         for w, b in ((attn.W_Q, attn.b_Q), (attn.W_K, attn.b_K), (attn.W_V, attn.b_V))
     )
     return unrolled_attention(q, k, v, attn.causal).reshape(*heads, *x.shape[1:])
+
+
+@jax.jit
+def _post(mlp: MLP, ln: LayerNorm | None, x: Columns) -> Columns:
+    """What the neurons of an MLP hold: the site `hook_post`."""
+    return ACTIVATION_FUNCTIONS[mlp.act_fn](_affine(mlp.W_in, mlp.b_in, _standardised(ln, x), ln))
 
 
 def _affine(w: Float[Array, "read feature"], b: Float[Array, " feature"], x: Columns, ln: LayerNorm | None = None):

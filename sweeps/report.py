@@ -107,7 +107,7 @@ SECTIONS: Mapping[str, Section] = {
         ),
         pictured=False,
     ),
-    "saes": Section(SAEs(seeds=8, untrained=False)),
+    "saes": Section(SAEs(seeds=8)),
     "growth": Section(Growth()),
     "models-nodes": Section(Collected(rules=("causal",)), ("nodes-singles", "nodes-combined"), pictured=False),
     "models-edges": Section(

@@ -93,7 +93,9 @@ def compile_program(
     hyper, root = Hyperparams().traced(), jax.random.key(0)
     samples = lambda n: jnp.zeros((n, config.case.n_ctx), jnp.int32)
     data = Data(samples(config.n_train), samples(config.samples - config.n_train))
-    state = jax.eval_shape(train.init, hyper, root)
+    quick = quick_to_compile()
+    init = jax.jit(train.init, compiler_options=quick)
+    state = jax.eval_shape(init, hyper, root)
 
     one = Batch(hyper, data, state)
     bare = jax.eval_shape(without_keys, one)
@@ -125,7 +127,6 @@ def compile_program(
     # A second trace would take as long again. (`chex.assert_max_traces` counts the traces of all buckets together.)
     chex.assert_equal(len(traced), 1)
     epoch = lowered.compile()
-    quick = quick_to_compile()
     judge = jax.jit(of_lanes(train.judge), compiler_options=quick).lower(shapes.data, shapes.state, last).compile()
 
     def advance(batch: Batch, until: Int[Array, " lane"]) -> State:
@@ -147,7 +148,7 @@ def compile_program(
     return Program(
         config=config,
         lanes=lanes,
-        init=jax.jit(train.init, compiler_options=quick).lower(hyper, root).compile(),
+        init=init.lower(hyper, root).compile(),
         blank=blank,
         fill=jax.jit(fill, out_shardings=lane_axis, donate_argnums=0).lower(shapes, lane, hyper, data, state).compile(),
         take=lambda batch, lane: with_keys(jax.device_get(taken(batch, lane)), batch),

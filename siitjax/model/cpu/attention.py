@@ -23,13 +23,15 @@ from jaxtyping import Array, Float
 Heads = Float[Array, "head d_head seq batch"]
 Pattern = list[Float[Array, "head _ _ batch"]]
 
-BLOCKS = 2
-"""Blocks of queries: more compute less of the upper triangle, and take longer to compile; three are no faster."""
+BLOCKS = 3
+"""Blocks of queries at most: more compute less of the upper triangle, and take longer to compile."""
+ENOUGH = 8
+"""Queries that are not cut into more blocks: of 16, three blocks take as long as two."""
 
 
 def _blocks(seq: int, causal: bool) -> list[tuple[int, int]]:
     """The first query of each block, and the one after its last, which is also the one after its last key."""
-    size = -(-seq // BLOCKS) if causal else seq
+    size = -(-seq // min(BLOCKS, -(-seq // ENOUGH))) if causal else seq
     return [(start, min(start + size, seq)) for start in range(0, seq, size)]
 
 

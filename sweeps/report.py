@@ -28,6 +28,7 @@ from sweeps.crystallise import Crystallise
 from sweeps.discovery import Discovery
 from sweeps.gain import Gain
 from sweeps.growth import Growth
+from sweeps.heads import Heads
 from sweeps.kinds import Kinds
 from sweeps.polysemanticity import Polysemanticity
 from sweeps.published import Published
@@ -95,6 +96,7 @@ SECTIONS: Mapping[str, Section] = {
     "schedule-paren_checker": Section(Schedules(seeds=16)),
     "gain-tasks": Section(Gain(), ("gain-duplicate_remover", "gain-tasks")),
     "kinds-unique_extractor": Section(Kinds()),
+    "heads": Section(Heads(seeds=16, d_head=(4, 8, 16)), ("heads-4", "heads-8", "heads-16")),
     "crystallise-left_greater": Section(Crystallise(case="left_greater", seeds=16, alone_epochs=20)),
     "crystallise-paren_checker": Section(Crystallise()),
     "polysemanticity": Section(Polysemanticity()),

@@ -105,6 +105,14 @@ def test_the_learning_rate_is_lr_start_at_the_first_update_and_lr_end_once_the_l
     np.testing.assert_allclose(rates, [0.5, 0.4, 0.3, 0.2, 0.1, 0.1], rtol=TOLERANCE)
 
 
+@pytest.mark.parametrize("until", [2, EPOCHS], ids=["running", "stopped"])
+def test_the_judge_counts_at_the_end_what_measure_does_and_changes_nothing(until, data, start):
+    state = advance(STAYS, data, start, until)
+    after, metrics = jax.jit(TRAIN.judge)(data, state, True)
+    chex.assert_trees_all_equal(metrics, measure(data, state))
+    chex.assert_trees_all_equal(after, state)
+
+
 def test_a_run_that_never_is_perfect_runs_all_epochs_of_all_updates(data, start):
     state = advance(STAYS, data, start, EPOCHS)
     assert (Stop(int(state.stop)), int(state.epoch)) == (Stop.EXHAUSTED, EPOCHS)

@@ -267,7 +267,7 @@ class Init(Protocol):
 
 @runtime_checkable
 class Advance(Protocol):
-    """Trains a member until `until` epochs are done, or it stops; `Epoch` trains it for one, and judges nothing."""
+    """Trains a member until `until` epochs are done, or it stops. `Train.epoch` trains for one of them, unjudged."""
 
     def __call__(self, hyper: Hyperparams, data: Data, state: State, until: Int[Array, ""] | int) -> State: ...
 
@@ -467,7 +467,7 @@ def make_train(config: TrainConfig, form: Form | None = None) -> Train:
         return jax.lax.cond(goes_on, partial(one_epoch, hyper, data), lambda state: state, state)
 
     def judge(data, state, last: Bool[Array, ""] | bool = False):
-        running = state.stop == int(Stop.RUNNING)
+        running = (state.stop == int(Stop.RUNNING)) & ~jnp.asarray(last)
         nothing = jax.tree.map(lambda all: jnp.zeros_like(all[0]), state.history.metrics)
         count = lambda: counted(state.model, data.validation, state.root, state.epoch, jnp.asarray(last))
         metrics = jax.lax.cond(running | last, count, lambda: nothing)

@@ -96,7 +96,9 @@ SECTIONS: Mapping[str, Section] = {
     "schedule-paren_checker": Section(Schedules(seeds=16)),
     "gain-tasks": Section(Gain(), ("gain-duplicate_remover", "gain-tasks")),
     "kinds-unique_extractor": Section(Kinds()),
-    "heads": Section(Heads(seeds=16, d_head=(4, 8, 16)), ("heads-4", "heads-8", "heads-16")),
+    "heads": Section(
+        Heads(seeds=16, d_head=(2, 4, 8, 16)), ("heads-2", "heads-2-later", "heads-4", "heads-8", "heads-16")
+    ),
     "crystallise-left_greater": Section(Crystallise(case="left_greater", seeds=16, alone_epochs=20)),
     "crystallise-paren_checker": Section(Crystallise()),
     "polysemanticity": Section(Polysemanticity()),

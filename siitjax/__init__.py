@@ -52,11 +52,11 @@ if TYPE_CHECKING:
     from siitjax.model.nodes import mlp as mlp
     from siitjax.model.transformer import Transformer as Transformer
     from siitjax.rasp.case import from_rasp as from_rasp
+    from siitjax.siit.config import Hyperparams as Hyperparams
+    from siitjax.siit.config import TrainConfig as TrainConfig
     from siitjax.siit.objective import Sampling as Sampling
     from siitjax.siit.recipe import Recipe as Recipe
-    from siitjax.siit.train import Hyperparams as Hyperparams
     from siitjax.siit.train import Stop as Stop
-    from siitjax.siit.train import TrainConfig as TrainConfig
 
 _HOMES = {
     "base.errors": ("UserError",),
@@ -79,7 +79,8 @@ _HOMES = {
     "rasp.case": ("from_rasp",),
     "siit.objective": ("Sampling",),
     "siit.recipe": ("Recipe",),
-    "siit.train": ("Hyperparams", "Stop", "TrainConfig"),
+    "siit.config": ("Hyperparams", "TrainConfig"),
+    "siit.train": ("Stop",),
 }
 """The public names, by the module that each is declared in; `sweep` is beside them."""
 

@@ -9,7 +9,7 @@ from siitjax.questions.question import Question
 from siitjax.questions.report import Verdict
 from siitjax.questions.statistics.ranks import Differences
 from siitjax.questions.statistics.speed import holm, interaction, ratio
-from siitjax.siit.train import Hyperparams, Updates
+from siitjax.siit.config import Hyperparams, Updates
 from siitjax.sweep.engine import Member
 from siitjax.sweep.results import Row
 

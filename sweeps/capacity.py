@@ -14,8 +14,8 @@ from siitjax.questions.question import Question
 from siitjax.questions.report import Verdict
 from siitjax.questions.statistics.paired import by_seed
 from siitjax.questions.statistics.ranks import LEVEL
+from siitjax.siit.config import Hyperparams
 from siitjax.siit.objective import DrawnPer
-from siitjax.siit.train import Hyperparams
 from siitjax.sweep.engine import Member
 from siitjax.sweep.results import Row
 

@@ -26,9 +26,9 @@ from siitjax.questions.report import Verdict
 from siitjax.questions.statistics.paired import by_seed
 from siitjax.questions.statistics.ranks import LEAST, Differences
 from siitjax.questions.statistics.speed import Speed, holm, ratio
+from siitjax.siit.config import Hyperparams
 from siitjax.siit.fresh_pairs import list_batches
 from siitjax.siit.objective import DrawnPer
-from siitjax.siit.train import Hyperparams
 from siitjax.sweep.engine import Member
 from siitjax.sweep.results import Results, Row
 from siitjax.sweep.rows import read_rows, weights_file

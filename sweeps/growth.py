@@ -23,8 +23,8 @@ from siitjax.causal import registry
 from siitjax.model.forms import fastest
 from siitjax.questions.measured import begin, conclude
 from siitjax.questions.report import Verdict
+from siitjax.siit.config import TrainConfig
 from siitjax.siit.objective import Sampling, Swaps
-from siitjax.siit.train import TrainConfig
 from siitjax.sweep.cores import cores, pinned
 from siitjax.sweep.placement import use_compilation_cache
 

@@ -10,8 +10,8 @@ from siitjax.questions.report import Verdict
 from siitjax.questions.statistics.paired import by_seed
 from siitjax.questions.statistics.ranks import Differences
 from siitjax.questions.statistics.speed import holm, ratio
+from siitjax.siit.config import Hyperparams
 from siitjax.siit.objective import DrawnPer
-from siitjax.siit.train import Hyperparams
 from siitjax.sweep.engine import Member
 from siitjax.sweep.results import Row
 

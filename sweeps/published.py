@@ -13,8 +13,8 @@ from siitjax.questions.causal_scores import causal_scores
 from siitjax.questions.model_tables import published_table, two_thirds_hold
 from siitjax.questions.question import Question
 from siitjax.questions.report import Verdict
+from siitjax.siit.config import Hyperparams
 from siitjax.siit.metrics import share
-from siitjax.siit.train import Hyperparams
 from siitjax.sweep.engine import Member
 from siitjax.sweep.results import Results, Row
 from sweeps.table import PUBLISHED

@@ -22,9 +22,10 @@ from siitjax.questions.against_first import AgainstFirst
 from siitjax.questions.report import Verdict, mean
 from siitjax.questions.statistics.paired import by_seed, difference, points
 from siitjax.questions.statistics.ranks import LEAST
+from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.siit.evaluate import evaluate
 from siitjax.siit.metrics import share, shares
-from siitjax.siit.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key
+from siitjax.siit.train import Purpose, draw_data, draw_key
 from siitjax.sweep.results import Results, Row
 
 SUBSETS = "random subsets"

@@ -7,7 +7,7 @@ from siitjax.base.command import flag, main
 from siitjax.base.errors import UserError
 from siitjax.questions.against_first import AgainstFirst
 from siitjax.questions.report import Verdict
-from siitjax.siit.train import Hyperparams, TrainConfig
+from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.sweep.results import Row
 
 

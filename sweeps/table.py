@@ -18,10 +18,10 @@ from siitjax.questions.causal_scores import causal_scores
 from siitjax.questions.model_tables import two_thirds_hold
 from siitjax.questions.question import Question
 from siitjax.questions.report import Verdict
+from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.siit.metrics import share
 from siitjax.siit.objective import DrawnPer, Swaps
 from siitjax.siit.recipe import Recipe
-from siitjax.siit.train import Hyperparams, TrainConfig
 from siitjax.sweep.engine import Member
 from siitjax.sweep.results import Results, Row
 from siitjax.sweep.rows import read_rows, weights_file

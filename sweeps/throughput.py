@@ -27,8 +27,8 @@ from siitjax.bench.roofline import PASSES, Roofline
 from siitjax.bench.timing import PARTS, STEPS, Timed, seconds
 from siitjax.bench.trace import time_shares
 from siitjax.model.forms import fastest
+from siitjax.siit.config import TrainConfig, Updates
 from siitjax.siit.objective import Swaps
-from siitjax.siit.train import TrainConfig, Updates
 from siitjax.sweep import hosts
 from siitjax.sweep.cores import cores
 from siitjax.sweep.engine import Occupancy

@@ -8,7 +8,7 @@ from siitjax.base.errors import UserError
 from siitjax.questions.against_first import AgainstFirst
 from siitjax.questions.report import Verdict
 from siitjax.questions.statistics.paired import by_seed
-from siitjax.siit.train import Hyperparams, TrainConfig
+from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.sweep.results import Row
 
 

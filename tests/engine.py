@@ -16,8 +16,9 @@ from jax.stages import Compiled, Lowered
 
 import siitjax.sweep.lanes
 from siitjax.model.forms import Form, fastest
+from siitjax.siit.config import TrainConfig
 from siitjax.siit.objective import Sampling
-from siitjax.siit.train import Stop, TrainConfig, draw_data, make_train
+from siitjax.siit.train import Stop, draw_data, make_train
 from siitjax.sweep.checkpoint import Checkpoints, find, load
 from siitjax.sweep.engine import Engine, Member, Outcome, Watcher
 from siitjax.sweep.lanes import Batching, Program, compile_program

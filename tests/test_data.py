@@ -14,7 +14,8 @@ from scipy.stats import chisquare
 
 from cases import CASES, find
 from siitjax.causal.data import Arrangements, Those, Uniform, draw_split
-from siitjax.siit.train import TrainConfig, draw_data
+from siitjax.siit.config import TrainConfig
+from siitjax.siit.train import draw_data
 
 LENGTH = 14
 BEGINNING = 3

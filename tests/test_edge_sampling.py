@@ -13,9 +13,11 @@ from cases import find, left_greater
 from siitjax.base.errors import UserError
 from siitjax.model.forms import BATCH_LAST, PLAIN
 from siitjax.model.swaps import EdgeSwaps
+from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.siit.edge_sampling import draw_swaps, group_size
 from siitjax.siit.objective import BASE, IIT, SIIT, Sampling
-from siitjax.siit.train import Hyperparams, TrainConfig, draw_data, make_step, make_train, optimizer
+from siitjax.siit.step import make_step, optimizer
+from siitjax.siit.train import draw_data, make_train
 from tests.graphs import LEFT_GREATER, label, swap_of
 from tests.hooked import by_reader_twin, path_patched, random_model, written
 from tests.test_objective import assert_count

@@ -15,8 +15,9 @@ import siitjax.sweep.engine
 import siitjax.sweep.lanes
 import siitjax.sweep.placement
 from siitjax.model.forms import ROLLED, fastest
+from siitjax.siit.config import TrainConfig
 from siitjax.siit.metrics import shares
-from siitjax.siit.train import Stop, TrainConfig, draw_data
+from siitjax.siit.train import Stop, draw_data
 from siitjax.sweep.engine import Engine, Watcher
 from siitjax.sweep.lanes import Program, compile_program
 from siitjax.sweep.placement import Compiler, choose_policy

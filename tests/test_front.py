@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 import siitjax
 from siitjax.base.errors import UserError
 from siitjax.front import here
+from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.siit.objective import Sampling
-from siitjax.siit.train import Hyperparams, TrainConfig
 from sweeps.table import Models
 from tests.commands import run
 
@@ -26,7 +26,15 @@ SMALL: dict[str, Any] = {"epochs": 2, "samples": 400, "batch_size": 64, "progres
 ROOMS = (
     *("causal.circuit", "causal.combine", "causal.data", "causal.sources", "causal.vocabulary", "flax.module"),
     *("front.evaluate", "front.grid", "front.load", "front.loggers", "front.run", "front.train"),
-    *("model.config", "model.nodes", "model.transformer", "siit.recipe", "siit.train", "sweep.processes.messages"),
+    *(
+        "model.config",
+        "model.nodes",
+        "model.transformer",
+        "siit.config",
+        "siit.recipe",
+        "siit.train",
+        "sweep.processes.messages",
+    ),
 )
 OWN = {"Recipe", "Run", "Evaluation", "train", "sweep", "evaluate", "load", "register", "find_case"}
 """The public names that the front door adds; the others are those of the rooms."""

@@ -5,8 +5,8 @@ import pytest
 
 import cases
 from siitjax.bench.flops import step_flops
+from siitjax.siit.config import TrainConfig
 from siitjax.siit.objective import Sampling
-from siitjax.siit.train import TrainConfig
 from sweeps.growth import AXES, Growth, slope
 
 RUNS = (0.9, 1.0, 1.2)

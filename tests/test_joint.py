@@ -20,13 +20,13 @@ from siitjax.causal.ground_truth import edge_effects, ground_truth
 from siitjax.io.model_card import card
 from siitjax.model.nodes import LOGITS
 from siitjax.model.transformer import init_transformer
+from siitjax.siit.config import Hyperparams
 from siitjax.siit.edge_metrics import BASE, PAIR, kinds
 from siitjax.siit.edge_sampling import draw_swaps
 from siitjax.siit.evaluate import count
 from siitjax.siit.fresh_pairs import held_by_node, node_names
 from siitjax.siit.interchange import interchange
 from siitjax.siit.objective import CircuitNodes, Sampling, draw_masks
-from siitjax.siit.train import Hyperparams
 from tests import graphs
 from tests.graphs import Plain
 

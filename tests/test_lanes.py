@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siitjax.siit.train import Hyperparams, Stop, draw_data, make_train
+from siitjax.siit.config import Hyperparams
+from siitjax.siit.train import Stop, draw_data, make_train
 from tests.tiny import ATTENTION as CONFIG
 from tests.tiny import DIVERGES, EPOCHS, LEARNS, QUICK, SLOW, STAYS, TOKENS_OFF, TOLERANCE
 

@@ -23,11 +23,12 @@ from siitjax.causal.loss import CrossEntropy, SquaredError
 from siitjax.io.model_card import card
 from siitjax.model.nodes import head, mlp
 from siitjax.model.transformer import Transformer, init_transformer
+from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.siit.evaluate import count, evaluate
 from siitjax.siit.fresh_pairs import summary_table
 from siitjax.siit.metrics import read_shares, shares
 from siitjax.siit.objective import term_losses
-from siitjax.siit.train import Hyperparams, Stop, TrainConfig, draw_data, make_train
+from siitjax.siit.train import Stop, draw_data, make_train
 
 ROUNDING = 1e-6
 """Relative error that float32 arithmetic on a handful of numbers may have."""

@@ -12,7 +12,7 @@ import pytest
 
 import siitjax.sweep.engine
 import siitjax.sweep.placement
-from siitjax.siit.train import TrainConfig
+from siitjax.siit.config import TrainConfig
 from siitjax.sweep.engine import Member
 from siitjax.sweep.lanes import Program
 from siitjax.sweep.placement import Compiler, Policy, choose_policy

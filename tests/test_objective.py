@@ -20,8 +20,9 @@ from cases import duplicate_remover, left_greater, paren_checker
 from siitjax.causal.case import Case
 from siitjax.causal.loss import CrossEntropy
 from siitjax.model.nodes import EMBED
+from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.siit.objective import BASE, IIT, SIIT, Sampling, batch_masks, draw_masks, term_losses
-from siitjax.siit.train import Hyperparams, TrainConfig, make_step, optimizer
+from siitjax.siit.step import make_step, optimizer
 from tests.test_interchange import labels_by_hand, model_of, run_transformer
 
 DRAWS = 20_000

@@ -11,7 +11,8 @@ from siitjax.bench.absent import Compiled, count_of, step_roofline
 from siitjax.bench.flops import step_flops
 from siitjax.bench.roofline import DEVICES, Device, Product, products, roofline
 from siitjax.model.forms import ROLLED, UNROLLED
-from siitjax.siit.train import Hyperparams, TrainConfig, make_train
+from siitjax.siit.config import Hyperparams, TrainConfig
+from siitjax.siit.train import make_train
 from tests.tiny import NEVER
 
 DEVICE = Device(flops=6e12, bandwidth=1e9, memory=1e9, unit=128)

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from siitjax.model.forms import BATCH_LAST, PLAIN, ROLLED
+from siitjax.siit.config import Hyperparams
 from siitjax.siit.objective import Sampling
-from siitjax.siit.train import Hyperparams, make_train
+from siitjax.siit.train import make_train
 from tests.tiny import CONFIG
 
 SMALL = replace(CONFIG, batch_size=4, samples=10)

@@ -22,9 +22,10 @@ from siitjax.bench.trace import time_shares
 from siitjax.model.forms import PLAIN
 from siitjax.model.swaps import EdgeSwaps
 from siitjax.model.transformer import init_transformer
+from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.siit.interchange import interchange
 from siitjax.siit.objective import Sampling, edge_term_losses
-from siitjax.siit.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key
+from siitjax.siit.train import Purpose, draw_data, draw_key
 from tests.commands import run
 
 with warnings.catch_warnings():

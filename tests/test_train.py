@@ -16,8 +16,10 @@ import numpy as np
 import optax
 import pytest
 
+from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.siit.objective import Sampling
-from siitjax.siit.train import Hyperparams, Stop, TrainConfig, draw_data, make_train, optimizer
+from siitjax.siit.step import optimizer
+from siitjax.siit.train import Stop, draw_data, make_train
 from tests.tiny import CASE
 
 TOLERANCE = 1e-5

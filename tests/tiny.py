@@ -9,8 +9,8 @@ from cases import left_greater
 from siitjax.causal.circuit import Variable
 from siitjax.causal.data import Uniform
 from siitjax.model.nodes import head
+from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.siit.objective import Sampling
-from siitjax.siit.train import Hyperparams, TrainConfig
 
 TOLERANCE = 1e-4
 """Batched matrix products add in another order than a solo run's, so XLA's results differ in the last bits. Of that

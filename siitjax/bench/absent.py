@@ -16,7 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from siitjax.base.errors import UserError, one_line
 from siitjax.bench.roofline import DEVICES, Roofline, products, roofline
 from siitjax.model.forms import ROLLED, UNROLLED
-from siitjax.siit.train import Data, Hyperparams, State, TrainConfig, make_train
+from siitjax.siit.config import Hyperparams, TrainConfig
+from siitjax.siit.train import Data, State, make_train
 from siitjax.sweep.lanes import over_lanes
 
 ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}

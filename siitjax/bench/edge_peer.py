@@ -18,9 +18,10 @@ from siitjax.base.errors import UserError
 from siitjax.bench.timing import STEPS
 from siitjax.bench.torch_peer import Peer
 from siitjax.causal.circuit import edge_labels
+from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.siit.edge_metrics import kinds
 from siitjax.siit.edge_sampling import draw_swaps
-from siitjax.siit.train import EDGE_PAIRS, EPOCH_SHARE, Hyperparams, Purpose, TrainConfig, draw_key
+from siitjax.siit.train import EDGE_PAIRS, EPOCH_SHARE, Purpose, draw_key
 
 
 class Given(NamedTuple):
@@ -73,7 +74,7 @@ class EdgePeer(Peer):
         return [given(step) for step in range(STEPS)]
 
     def step(self) -> None:
-        """Trains on one batch, as `siitjax.siit.train.make_step` does."""
+        """Trains on one batch, as `siitjax.siit.step.make_step` does."""
         loss = torch.tensor(self.weights) @ self.losses(self.given[self.steps % STEPS])
         self.steps += 1
         self.optimizer.zero_grad()

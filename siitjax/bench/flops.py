@@ -1,7 +1,7 @@
 """Floating point operations, counted from shapes: a multiplication and an addition are two."""
 
 from siitjax.model.config import TransformerConfig
-from siitjax.siit.train import TrainConfig
+from siitjax.siit.config import TrainConfig
 
 BACKWARD = 2
 """A backward pass in forward passes: one product for the inputs' gradient, and one for the weights'."""

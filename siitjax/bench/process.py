@@ -21,8 +21,9 @@ from siitjax.base.errors import UserError
 from siitjax.bench.timing import LARGE_GFLOP, PARTS, STEPS, Timed, large_product, seconds
 from siitjax.causal import registry
 from siitjax.model.forms import PLAIN, fastest
+from siitjax.siit.config import Hyperparams, TrainConfig, Updates
 from siitjax.siit.objective import Sampling, Swaps
-from siitjax.siit.train import Hyperparams, TrainConfig, Updates, draw_data, make_train
+from siitjax.siit.train import draw_data, make_train
 from siitjax.sweep.cores import pinned
 from siitjax.sweep.engine import Engine, Member, Watcher
 from siitjax.sweep.lanes import Batching, Program, compile_program

@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from siitjax.model.forms import Form
-from siitjax.siit.train import Hyperparams, Purpose, TrainConfig, draw_data, draw_key, make_train
+from siitjax.siit.config import Hyperparams, TrainConfig
+from siitjax.siit.train import Purpose, draw_data, draw_key, make_train
 from siitjax.sweep.lanes import Batching, over_lanes
 
 ROWS = 1536

@@ -19,8 +19,9 @@ from siitjax.model.config import TransformerConfig
 from siitjax.model.nodes import Node
 from siitjax.model.transformer import init_transformer
 from siitjax.model.weights import state_dict
+from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.siit.evaluate import CHUNK
-from siitjax.siit.train import EPOCH_PAIRS, Hyperparams, Purpose, TrainConfig, draw_data, draw_key
+from siitjax.siit.train import EPOCH_PAIRS, Purpose, draw_data, draw_key
 
 
 def hooked_config(config: TransformerConfig) -> HookedTransformerConfig:
@@ -109,7 +110,7 @@ class Peer:
         self.hooks = {node.hook.split("[")[0] for node in self.nodes if node.layer is not None}
 
     def step(self) -> None:
-        """Trains on one batch, as `siitjax.siit.train.make_step` does."""
+        """Trains on one batch, as `siitjax.siit.step.make_step` does."""
         base, source, labels = self.batch
         with torch.no_grad():
             _, cache = self.model.run_with_cache(source, names_filter=lambda name: name in self.hooks)

@@ -14,7 +14,7 @@ from rich.console import Console
 from siitjax.causal.case import Case
 from siitjax.causal.validate import check_labels
 from siitjax.front.run import LOSSES, Epoch
-from siitjax.siit.train import TrainConfig
+from siitjax.siit.config import TrainConfig
 from siitjax.sweep.engine import Engine, Member, Outcome, Row, Watcher
 from siitjax.sweep.lanes import Program, compile_program
 from siitjax.sweep.placement import Compiler, choose_policy, use_compilation_cache

@@ -7,6 +7,7 @@ PyTree is its TransformerLens key ("blocks.0.attn.W_Q"), so exporting weights is
 called so in a profile too: "embed", "blocks.0.attn" (with the LayerNorm before it), "blocks.0.mlp", "unembed".
 """
 
+import math
 import zlib
 from dataclasses import replace
 
@@ -22,6 +23,8 @@ from siitjax.model.checks import check_mask, check_positions, check_source, chec
 from siitjax.model.config import ACTIVATION_FUNCTIONS, TransformerConfig, part_slices
 
 LN_EPS = 1e-5
+TOGETHER = 2**16
+"""Weights of so many numbers at most are drawn in one call: one by one they take nearly twice as long to compile."""
 
 
 class Activations(eqx.Module):
@@ -385,14 +388,18 @@ def _shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
 
 def _drawn(shapes: dict[str, tuple[int, ...]], gain: float, key: PRNGKeyArray) -> dict[str, Array]:
     """Xavier normal weights, each from a key of its name: adding one leaves the others as they were."""
-    crcs = np.array([zlib.crc32(name.encode()) for name in shapes], np.uint32)
-    longest = max(int(np.prod(shape)) for shape in shapes.values())
-    # All as long as the longest, and cut: drawn one by one they take three times as long to compile.
-    draw = lambda crc: jax.random.normal(jax.random.fold_in(key, crc), (longest,))
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    small = [name for name, size in sizes.items() if size <= TOGETHER]
     found: dict[str, Array] = {}
-    for (name, shape), row in zip(shapes.items(), jax.vmap(draw)(crcs), strict=True):
-        fans = sum(shape) if len(shape) == 2 else shape[1] + shape[0] * shape[2]
-        found[name] = gain * (2 / fans) ** 0.5 * row[: int(np.prod(shape))].reshape(shape)
+    for names in (small, *([name] for name in sizes if name not in small)):
+        # All as long as the longest, and cut.
+        longest = max((sizes[name] for name in names), default=0)
+        draw = lambda crc, longest=longest: jax.random.normal(jax.random.fold_in(key, crc), (longest,))
+        crcs = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
+        for name, row in zip(names, jax.vmap(draw)(crcs), strict=True):
+            shape = shapes[name]
+            fans = sum(shape) if len(shape) == 2 else shape[1] + shape[0] * shape[2]
+            found[name] = gain * (2 / fans) ** 0.5 * row[: sizes[name]].reshape(shape)
     return found
 
 

@@ -12,8 +12,8 @@ from siitjax.questions.question import Question
 from siitjax.questions.statistics.paired import by_seed, difference
 from siitjax.questions.statistics.ranks import Differences
 from siitjax.questions.statistics.speed import Speed, holm, ratio
+from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.siit.objective import DrawnPer
-from siitjax.siit.train import Hyperparams, TrainConfig
 from siitjax.sweep.engine import Member
 from siitjax.sweep.results import Row
 

@@ -27,8 +27,8 @@ from siitjax.causal.case import Case
 from siitjax.causal.validate import check_labels
 from siitjax.questions.report import Verdict, summarise, summary, table
 from siitjax.questions.statistics.ranks import Differences
+from siitjax.siit.config import TrainConfig, Updates
 from siitjax.siit.objective import DrawnPer, Sampling
-from siitjax.siit.train import TrainConfig, Updates
 from siitjax.sweep import hosts, slurm
 from siitjax.sweep.checkpoint import find, forget
 from siitjax.sweep.claims import Claims

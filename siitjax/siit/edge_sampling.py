@@ -23,7 +23,7 @@ GROUP = 40
 
 @runtime_checkable
 class Kinds(Protocol):
-    """The probabilities of the kinds; numbers, perhaps traced. See `siitjax.siit.train.Hyperparams`."""
+    """The probabilities of the kinds; numbers, perhaps traced. See `siitjax.siit.config.Hyperparams`."""
 
     p_edge: Float[Array, ""]
     p_nodes: Float[Array, ""]

@@ -8,8 +8,8 @@ from siitjax.base.choice import check_choice
 from siitjax.base.errors import UserError
 from siitjax.base.precision import MatmulPrecision
 from siitjax.causal.case import Case
+from siitjax.siit.config import Hyperparams, TrainConfig, Updates
 from siitjax.siit.objective import Sampling
-from siitjax.siit.train import Hyperparams, TrainConfig, Updates
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,10 @@ a whole grid; what changes shapes or control flow is static, in `TrainConfig`. E
 member, and can be vmapped over lanes.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from enum import IntEnum
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -19,18 +18,14 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from siitjax.base.choice import check_choice
-from siitjax.base.errors import UserError
-from siitjax.base.precision import MatmulPrecision, matmul_precision
-from siitjax.causal.case import Case
-from siitjax.model.forms import Form, fastest, mean_over_parts
-from siitjax.model.swaps import EdgeSwaps
+from siitjax.base.precision import matmul_precision
+from siitjax.model.forms import Form
 from siitjax.model.transformer import Transformer, init_transformer
+from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.siit.edge_metrics import count_edges
-from siitjax.siit.edge_sampling import draw_swaps
 from siitjax.siit.evaluate import evaluate
 from siitjax.siit.metrics import Metrics
-from siitjax.siit.objective import BASE, IIT, SIIT, TERMS, Sampling, batch_masks, edge_term_losses, term_losses
+from siitjax.siit.step import Step, make_step, optimizer
 
 EPOCH_SHARE = 8
 """Under swaps of edges, one in so many validation pairs is measured after each epoch; all of them are at the end."""
@@ -38,151 +33,6 @@ EPOCH_PAIRS = 500
 """Under swaps of nodes, validation pairs that are measured after each epoch; the others too while none went wrong."""
 EDGE_PAIRS = 1_000
 """Pairs on which every swap of edges is measured at the end."""
-
-Updates = Literal["single", "three"]
-Scalar = float | int | Float[Array, ""]
-
-PROBABILITIES = (
-    *("p_circuit", "p_unused", "edges_from", "p_edge", "p_nodes", "p_edges"),
-    *("p_outside", "p_whole", "p_own", "p_base", "p_positions"),
-)
-
-
-class Hyperparams(eqx.Module):
-    """What a sweep may vary within one compilation. The defaults are those of Anders & Garriga-Alonso 2024.
-
-    Attributes:
-        lr_start, lr_end: learning rate at the first and after the last update, linear between; equal for constant.
-        beta1, beta2, eps: Adam's.
-        clip: largest global norm of a gradient.
-        w_base, w_iit, w_siit: weights of the three loss terms.
-        p_circuit, p_unused: probability of a node in a random subset of the circuit's, of the unused nodes.
-        edges_from: this and what follows are of `Sampling(swaps="edges")` alone. The share of the run in
-            which single nodes are swapped, before every kind is.
-        p_edge, p_nodes, p_edges: probability that the IIT term swaps one edge of the circuit, a random subset of its
-            nodes, one of its edges; what is left to 1 is that of one node.
-        p_outside: probability that the IIT term swaps edges outside the circuit too.
-        p_whole: probability that all unused nodes, or all edges outside the circuit, are swapped, not a subset.
-        p_own: probability that each sender has a source run of its own.
-        p_base: probability that unused nodes which the IIT term swaps are held at the base run's values.
-        p_positions: probability that senders are swapped at random positions.
-        w_changed: how much more a token weighs whose label the swap changed.
-
-    Raises:
-        UserError: a number is out of its range (traced values are not checked).
-
-    Example:
-        >>> Hyperparams(lr_start=2e-3).clip
-        1.0
-        >>> Hyperparams(beta2=1.0)
-        Traceback (most recent call last):
-        siitjax.base.errors.UserError: beta2 is 1.0; it must be at least 0 and less than 1
-    """
-
-    lr_start: Scalar = 1e-3
-    lr_end: Scalar = 2e-4
-    beta1: Scalar = 0.9
-    beta2: Scalar = 0.9
-    eps: Scalar = 1e-8
-    clip: Scalar = 1.0
-    w_base: Scalar = 0.4
-    w_iit: Scalar = 1.0
-    w_siit: Scalar = 0.4
-    p_circuit: Scalar = 0.5
-    p_unused: Scalar = 0.5
-    edges_from: Scalar = 0.0
-    p_edge: Scalar = 0.35
-    p_nodes: Scalar = 0.15
-    p_edges: Scalar = 0.15
-    p_outside: Scalar = 0.5
-    p_whole: Scalar = 0.3
-    p_own: Scalar = 0.5
-    p_base: Scalar = 0.0
-    p_positions: Scalar = 0.25
-    w_changed: Scalar = 0.0
-
-    def __post_init__(self):
-        for names, accepts, words in (
-            (("beta1", "beta2"), lambda x: 0 <= x < 1, "at least 0 and less than 1"),
-            (PROBABILITIES, lambda x: 0 <= x <= 1, "from 0 to 1"),
-            (("lr_start", "eps", "clip"), lambda x: 0 < x < np.inf, "greater than 0, and finite"),
-            (("lr_end", "w_base", "w_iit", "w_siit", "w_changed"), lambda x: 0 <= x < np.inf, "at least 0, and finite"),
-        ):
-            for name in names:
-                value = getattr(self, name)
-                if isinstance(value, int | float) and not accepts(_as_trained(value)):
-                    raise UserError(f"{name} is {value}; it must be {words}")
-        known = [p for p in (self.p_edge, self.p_nodes, self.p_edges) if isinstance(p, int | float)]
-        if _as_trained(sum(known)) > 1:
-            raise UserError(f"p_edge, p_nodes and p_edges come to {sum(known):g} together; they may come to 1 at most")
-
-    def traced(self) -> "Hyperparams":
-        """The same numbers as float32 arrays, as the compiled functions take them."""
-        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self)
-
-
-def _as_trained(value: float | int) -> np.float32:
-    """The number that training uses: 1 - 1e-9 is 1 there, and 1e39 infinite."""
-    with np.errstate(over="ignore", under="ignore"):
-        return np.float32(value)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What makes another compilation.
-
-    Attributes:
-        case: the task.
-        epochs: passes over the training set at most; the learning rate reaches its end with the last.
-        batch_size: pairs a batch; an incomplete last batch of an epoch is left out.
-        samples: strings, of which four fifths are trained on and one fifth validated on.
-        updates: "single", one update a batch on the weighted sum, or "three", one for each term in turn
-            (Gupta et al. 2024, Algorithm 1), each with its own weight, all on one optimizer state.
-        sampling: how nodes are drawn.
-        matmul_precision: how exactly GPUs and TPUs multiply; see `siitjax.base.precision`.
-
-    Raises:
-        UserError: a number is not positive, `updates` or `matmul_precision` is unknown, or a batch is larger than the
-            training set.
-
-    Example:
-        >>> import siitjax
-        >>> config = TrainConfig(siitjax.find_case("left_greater"), samples=1_000, batch_size=64)
-        >>> config.n_train, config.steps_per_epoch
-        (800, 12)
-    """
-
-    case: Case
-    epochs: int = 100
-    batch_size: int = 256
-    samples: int = 10_000
-    updates: Updates = "single"
-    sampling: Sampling = field(default_factory=Sampling)
-    matmul_precision: MatmulPrecision = "highest"
-
-    def __post_init__(self):
-        for name in ("epochs", "batch_size", "samples"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        check_choice("updates", self.updates, get_args(Updates))
-        check_choice("matmul_precision", self.matmul_precision, get_args(MatmulPrecision))
-        if self.batch_size > self.n_train:
-            raise UserError(
-                f"batch_size is {self.batch_size}, but {self.samples} samples leave {self.n_train} to train on; "
-                "lower batch_size or raise samples"
-            )
-        if self.samples - self.n_train < 1:
-            raise UserError(f"{self.samples} samples leave none to validate on; use at least 3")
-
-    @property
-    def n_train(self) -> int:
-        """Samples to train on: four fifths."""
-        return round(self.samples * 0.8)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches that the training set holds."""
-        return self.n_train // self.batch_size
 
 
 class Stop(IntEnum):
@@ -307,100 +157,8 @@ class Train(NamedTuple):
     advance: Advance
     validate: Measure
     measure: Measure
-    step: "Step"
+    step: Step
     measure_is_judge: bool
-
-
-def under_strict_promotion(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same where jax_numpy_dtype_promotion is "strict", which optax is not written for: its Adam raises a float
-    beta to an integer count."""
-
-    def update(updates, state, params=None):
-        with jax.numpy_dtype_promotion("standard"):
-            return transformation.update(updates, state, params)
-
-    return optax.GradientTransformation(transformation.init, update)
-
-
-def optimizer(hyper: Hyperparams, n_updates: int) -> optax.GradientTransformation:
-    """Clip by global norm, then Adam, then the linear schedule over `n_updates`; all its numbers may be traced."""
-    chain = optax.chain(
-        optax.clip_by_global_norm(hyper.clip),
-        optax.scale_by_adam(b1=hyper.beta1, b2=hyper.beta2, eps=hyper.eps),
-        optax.scale_by_learning_rate(optax.linear_schedule(hyper.lr_start, hyper.lr_end, n_updates)),
-    )
-    # One long vector instead of a few dozen small arrays, each of which would cost a call or ten.
-    return under_strict_promotion(optax.flatten(chain))
-
-
-@runtime_checkable
-class Step(Protocol):
-    """Trains on one batch; gives the learner after it, and the three loss terms before it."""
-
-    def __call__(
-        self,
-        hyper: Hyperparams,
-        learner: tuple[Transformer, optax.OptState],
-        base: Int[Array, "batch seq"],
-        source: Int[Array, "batch seq"],
-        key: PRNGKeyArray,
-        done: Float[Array, ""] | float = 1.0,
-    ) -> tuple[tuple[Transformer, optax.OptState], Float[Array, "3"]]: ...
-
-
-def make_step(config: TrainConfig, form: Form | None = None) -> Step:
-    """The function that trains on one batch: it gives the learner after it, and the three terms before it.
-
-    `done` is the share of the run's batches that lie before this one.
-    """
-    form = form or fastest()
-    turns = ([BASE, IIT, SIIT],) if config.updates == "single" else ([IIT], [SIIT], [BASE])
-    n_updates = len(turns) * config.steps_per_epoch * config.epochs
-    case, edges = config.case, config.sampling.swaps == "edges"
-
-    def drawn(hyper, key, done):
-        """The swaps of a batch."""
-        if edges:
-            compound = jnp.asarray(done) >= hyper.edges_from
-            return draw_swaps(case.circuit, hyper, compound, config.batch_size, case.n_ctx, key=key)
-        return batch_masks(case.circuit, config.sampling, hyper.p_circuit, hyper.p_unused, config.batch_size, key=key)
-
-    def losses(hyper, model, base, source, swaps, terms):
-        if edges:
-            return edge_term_losses(model, case, base, source, swaps, hyper.w_changed, form=form)[terms]
-        masks = swaps[..., terms, :]
-        return term_losses(model, case, base, source, masks, embedding=config.sampling.embedding, form=form)
-
-    def step(hyper, learner, base, source, key, done: Float[Array, ""] | float = 1.0):
-        with jax.named_scope("draw_swaps"):
-            swaps = drawn(hyper, key, done)
-        weights = jnp.stack([hyper.w_base, hyper.w_iit, hyper.w_siit])
-        model, opt_state = learner
-        unravel: Callable[[Any], Transformer] = ravel_pytree(model)[1]
-        seen = jnp.zeros(3)
-        for terms in turns:
-            here = np.array(terms)
-
-            def loss(model, base, source, swaps, here=here):
-                values = losses(hyper, model, base, source, swaps, here)
-                return weights[here] @ values, values
-
-            def part(base, source, own, model=model, loss=loss):
-                if isinstance(own, EdgeSwaps):
-                    own = own.within(len(base), config.batch_size)
-                gradients, values = jax.grad(loss, has_aux=True)(model, base, source, swaps if own is None else own)
-                return ravel_pytree(gradients)[0], values  # one array, not dozens, to add up
-
-            own = swaps if isinstance(swaps, EdgeSwaps) or swaps.ndim == 3 else None
-            with jax.named_scope("_".join(["loss", *(TERMS[term] for term in terms)])):
-                gradients, values = mean_over_parts(part, form.part(len(base)), base, source, own)
-            with jax.named_scope("optimizer"):
-                updates, opt_state = optimizer(hyper, n_updates).update(gradients, opt_state)
-                model = eqx.apply_updates(model, unravel(updates))
-            seen = seen.at[here].set(values)
-        return (model, opt_state), seen
-
-    return step
 
 
 def make_train(config: TrainConfig, form: Form | None = None) -> Train:

@@ -26,8 +26,9 @@ from siitjax.base.jsonl import Row
 from siitjax.causal.behaviour import behaviour
 from siitjax.model.transformer import Transformer
 from siitjax.model.weights import load_weights, state_dict, with_weights
+from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.siit.metrics import Metrics, Shares, shares
-from siitjax.siit.train import Data, History, Hyperparams, State, Stop, TrainConfig, draw_data
+from siitjax.siit.train import Data, History, State, Stop, draw_data
 from siitjax.sweep.checkpoint import CheckpointError, Checkpoints, Occupant, Spot, quiet
 from siitjax.sweep.cores import cores
 from siitjax.sweep.lanes import Batch, Program, with_keys, without_keys

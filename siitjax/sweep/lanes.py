@@ -21,8 +21,9 @@ from jaxtyping import Array, Int
 from siitjax.base.choice import check_choice
 from siitjax.base.compilation import quick_to_compile
 from siitjax.base.errors import UserError
+from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.siit.metrics import Metrics
-from siitjax.siit.train import Data, Hyperparams, State, Stop, TrainConfig, make_train
+from siitjax.siit.train import Data, State, Stop, make_train
 
 Batching = Literal["map", "vmap"]
 
@@ -106,7 +107,7 @@ def compile_program(
         return with_keys(jax.device_put(no_one, lane_axis), one)
 
     def fill(batch: Batch, lane: Int[Array, ""], hyper: Hyperparams, data: Data, state: State) -> Batch:
-        put = lambda all, own: own[None] if lanes == 1 else all.at[lane].set(own)  # which takes seconds less to compile
+        put = lambda all, own: own[None] if lanes == 1 else all.at[lane].set(own)  # half a second less to compile
         return jax.tree.map(put, batch, Batch(hyper, data, state))
 
     def take(batch: Batch, lane: Int[Array, ""]) -> Batch:
@@ -133,7 +134,7 @@ def compile_program(
         state, not_last = batch.state, jax.device_put(np.zeros(lanes, np.bool_), lane_axis)
         stop, begun, ends = (np.asarray(x) for x in (state.stop, state.epoch, until))
         until = jax.device_put(until, lane_axis)
-        # None is waited for: a lane whose member stops meanwhile does nothing.
+        # The host waits for no epoch: a lane whose member stops meanwhile does nothing in the others.
         for _ in range(int(np.where(stop == int(Stop.RUNNING), ends - begun, 0).max())):
             state, _ = judge(batch.data, epoch(batch.hyper, batch.data, state, until), not_last)
         return state

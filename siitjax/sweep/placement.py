@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 
 from siitjax.base.errors import UserError
-from siitjax.siit.train import TrainConfig
+from siitjax.siit.config import TrainConfig
 from siitjax.sweep.cores import cores
 from siitjax.sweep.lanes import Batching, Program, compile_program
 from siitjax.sweep.memory import limit_of, ran_out, too_large

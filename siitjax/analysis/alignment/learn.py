@@ -18,7 +18,7 @@ from siitjax.analysis.alignment.alignments import Alignment, Chosen, Flow, Proje
 from siitjax.analysis.alignment.exam import Exam
 from siitjax.base.errors import UserError
 from siitjax.base.precision import matmul_precision
-from siitjax.siit.train import under_strict_promotion
+from siitjax.siit.step import under_strict_promotion
 
 Size = Int[Array, ""]
 LAYERS, HIDDEN = 4, 128

@@ -21,7 +21,7 @@ from siitjax.analysis.discovery.patching import edge_indices, of_edges
 from siitjax.analysis.discovery.runs import Ablation, Runs, run_pairs
 from siitjax.causal.case import Case
 from siitjax.model.transformer import Transformer
-from siitjax.siit.train import under_strict_promotion
+from siitjax.siit.step import under_strict_promotion
 
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 """Of hard concrete gates, as in Louizos et al. 2018."""

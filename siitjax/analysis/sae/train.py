@@ -16,7 +16,7 @@ from siitjax.analysis.sae.kinds import KINDS, SAE, init_sae, select_latents
 from siitjax.analysis.sae.spread import compile_spread
 from siitjax.base.choice import check_choice
 from siitjax.base.errors import UserError
-from siitjax.siit.train import under_strict_promotion
+from siitjax.siit.step import under_strict_promotion
 from siitjax.sweep.lanes import Batching
 
 WARM_UP = 0.1

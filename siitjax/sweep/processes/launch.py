@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from siitjax.siit.train import TrainConfig
+from siitjax.siit.config import TrainConfig
 from siitjax.sweep.checkpoint import Checkpoints, Spot, find, load, next_start
 from siitjax.sweep.claims import Claims
 from siitjax.sweep.engine import Engine, Member, Occupancy, Watcher

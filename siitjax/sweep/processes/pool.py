@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from siitjax.siit.train import TrainConfig
+from siitjax.siit.config import TrainConfig
 from siitjax.sweep.checkpoint import Spot
 from siitjax.sweep.claims import Claims
 from siitjax.sweep.cores import cores, pinned

@@ -26,7 +26,7 @@ Pattern = list[Float[Array, "head _ _ batch"]]
 BLOCKS = 3
 """Blocks of queries at most: more compute less of the upper triangle, and take longer to compile."""
 ENOUGH = 8
-"""Queries that are not cut into more blocks: of 16, three blocks take as long as two."""
+"""Queries that one block may hold without being cut: at 16, three blocks took as long as two."""
 
 
 def _blocks(seq: int, causal: bool) -> list[tuple[int, int]]:

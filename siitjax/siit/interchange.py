@@ -68,7 +68,8 @@ def interchange_by_depth(
     The first answer returned is the base run's, with nothing swapped; those of the groups' masks follow, in order.
 
     Args:
-        groups: masks, each group with the depth of the first node that any of them swaps, see `Node.depth`.
+        groups: masks, each group with the depth of the first node that any of them swaps, or of one before it; see
+            `Node.depth`.
     """
     check_fits(model, circuit, base, source)
     run = (form or fastest()).run

@@ -2,6 +2,7 @@
 tests/test_transformer_lens.py."""
 
 import re
+import zlib
 from dataclasses import replace
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from scipy.stats import kstest
 
 from siitjax.model.config import TransformerConfig
-from siitjax.model.transformer import init_transformer
+from siitjax.model.transformer import TOGETHER, init_transformer
 from siitjax.model.weights import state_dict
 from tests.hooked import BATCH, FELT, RELU, SEQ, Named, every_variant, random_model, random_tokens, run_model
 
@@ -80,6 +81,17 @@ def test_adding_or_removing_parts_leaves_the_other_initial_weights_as_they_were(
     assert before.keys() < after.keys() or after.keys() < before.keys()
     for key in before.keys() & after.keys():
         np.testing.assert_array_equal(after[key], before[key], err_msg=key)
+
+
+@pytest.mark.parametrize("d_mlp", [100, 1100], ids=["all in one call", "the MLPs' alone"])
+def test_a_weight_is_what_the_key_of_its_name_gives(d_mlp):
+    config, key = replace(LARGE, d_mlp=d_mlp), jax.random.key(3)
+    assert (config.d_model * d_mlp > TOGETHER) == (d_mlp == 1100)
+    for name, weight in init(config, 3).items():
+        if "W_" in name:
+            normal = jax.random.normal(jax.random.fold_in(key, zlib.crc32(name.encode())), weight.shape)
+            fans = 64 + d_mlp if ".mlp." in name else next(n for end, n in FANS.items() if name.endswith(end))
+            np.testing.assert_allclose(weight, (2 / fans) ** 0.5 * normal, rtol=1e-6, atol=1e-7)
 
 
 SIZES = ("n_layers", "d_model", "d_head", "n_ctx", "d_vocab", "d_vocab_out", "d_mlp", "heads")

@@ -26,15 +26,7 @@ SMALL: dict[str, Any] = {"epochs": 2, "samples": 400, "batch_size": 64, "progres
 ROOMS = (
     *("causal.circuit", "causal.combine", "causal.data", "causal.sources", "causal.vocabulary", "flax.module"),
     *("front.evaluate", "front.grid", "front.load", "front.loggers", "front.run", "front.train"),
-    *(
-        "model.config",
-        "model.nodes",
-        "model.transformer",
-        "siit.config",
-        "siit.recipe",
-        "siit.train",
-        "sweep.processes.messages",
-    ),
+    *("model.config", "model.nodes", "model.transformer", "siit.config", "siit.recipe", "sweep.processes.messages"),
 )
 OWN = {"Recipe", "Run", "Evaluation", "train", "sweep", "evaluate", "load", "register", "find_case"}
 """The public names that the front door adds; the others are those of the rooms."""

@@ -18,13 +18,13 @@ from siitjax.questions.causal_scores import causal_scores
 from siitjax.questions.model_tables import two_thirds_hold
 from siitjax.questions.question import Question
 from siitjax.questions.report import Verdict
+from siitjax.questions.start import start_from
 from siitjax.siit.config import Hyperparams, TrainConfig
 from siitjax.siit.metrics import share
 from siitjax.siit.objective import DrawnPer, Swaps
 from siitjax.siit.recipe import Recipe
 from siitjax.sweep.engine import Member
 from siitjax.sweep.results import Results, Row
-from siitjax.sweep.rows import read_rows, weights_file
 
 KINDS = Recipe.edges().hyper
 """How often training under swaps of edges draws each kind, if nothing else is said."""
@@ -131,25 +131,12 @@ class Models(Question):
         ]
 
     def _start(self, model: str, rule: Counterfactual, seed: int) -> Path | None:
-        """The file of the weights that a member begins with.
-
-        Raises:
-            UserError: --start names no results folder, or one that has no such member.
-        """
+        """The file of the weights that a member begins with."""
         if not self.start:
             return None
         if self.start == "shipped":
             return cases.shipped(model + cases.AT_NODES)
-        folder, setting = Path(self.start), f"{model}, {rule}"
-        rows = read_rows(folder)
-        for row in rows:
-            if (row["setting"], row["seed"]) == (setting, seed):
-                return weights_file(folder, row["member"])
-        has = ", ".join(f"{row['setting']}, seed {row['seed']}" for row in rows[:5]) or "nothing that was trained"
-        raise UserError(
-            f"--start is {self.start}, which has no {setting}, seed {seed}; it has {has}; give shipped, or the results "
-            "folder of python -m sweeps.table that has it"
-        )
+        return start_from(Path(self.start), f"{model}, {rule}", seed, others="shipped, or ")
 
     def _config(self, model: str, rule: Counterfactual) -> TrainConfig:
         layout = {"width_factor": self.width_factor, "counterfactual": rule, "init_gain": self.init_gain}

@@ -273,6 +273,29 @@ def test_a_wider_mlp_holds_more_where_chance_does_not_explain_it(converged, kind
     assert capacity.verdict(sweep(names, *few)).kind == "undecided"
 
 
+def test_tasks_fit_under_swaps_of_edges_where_they_hold_whether_or_not_they_converged():
+    capacity = Capacity(models=("1",), d_mlp=(2, 32), seeds=14, swaps="edges")
+    wide = [{**row, "setting": "1, d_mlp 32", "holds": True} for row in setting(*(100,) * 14)]
+    narrow = [{**row, "setting": "1, d_mlp 2", "holds": False} for row in setting(*(10,) * 14)]
+    assert capacity.verdict([*wide, *narrow]).kind == "supported"
+    assert [capacity.share(wide + narrow, "1", d) for d in (2, 32)] == [0, 1]
+
+
+def test_members_under_swaps_of_edges_begin_with_those_of_the_same_width_and_seed(tmp_path: Path):
+    asked = {"models": ("1",), "d_mlp": (2, 32), "seeds": 1, "first_seed": 4}
+    nodes = Capacity(**asked)
+    members = nodes.members()
+    assert {member.config.batch_size for member in members} == {256}
+    with (tmp_path / "rows.jsonl").open("w") as rows:
+        for i, member in enumerate(reversed(members)):
+            rows.write(json.dumps({"member": i, "setting": member.setting, "seed": member.seed}) + "\n")
+    second = Capacity(**asked, swaps="edges", start=str(tmp_path)).members()
+    assert [member.start and member.start.name for member in second] == ["0001.safetensors", "0000.safetensors"]
+    assert {(member.config.batch_size, member.config.sampling.swaps) for member in second} == {(64, "edges")}
+    with pytest.raises(UserError, match=r"has no 1, d_mlp 2, seed 5; it has 1, d_mlp 32, seed 4, 1, d_mlp 2, seed 4"):
+        Capacity(**{**asked, "first_seed": 5}, start=str(tmp_path)).members()
+
+
 def test_rates_that_are_the_same_are_refused():
     with pytest.raises(ValueError, match=r"--high is 0.001, --low 0.001 and --lowest 1e-05; they must all differ"):
         Schedules(low=1e-3).members()

@@ -90,6 +90,9 @@ SECTIONS: Mapping[str, Section] = {
         Betas(case="paren_checker", seeds=32, drawn_per="example", init_gain=0.18),
         ("betas-paren_checker", "betas-paren_checker-later"),
     ),
+    "betas-0+1": Section(
+        Betas(case="0+1", seeds=16, epochs=60, samples=5_000, p_unused=0.8, drawn_per="example", init_gain=0.18),
+    ),
     "weights-paren_checker": Section(Weights(seeds=32)),
     "sampling-paren_checker": Section(Samplings(seeds=16)),
     "sampling-backup": Section(Samplings(seeds=32, only=(SUBSETS, ONE)), ("sampling-paren_checker", "sampling-backup")),

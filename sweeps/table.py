@@ -77,7 +77,9 @@ class Models(Question):
     init_gain: float = 0.18
     drawn_per: DrawnPer = "example"
     p_unused: float = flag(0.8, "probability of each unused node in the subset that the SIIT term swaps")
-    lr_end: float = flag(1e-5, "learning rate after the last update; it falls linearly from 1e-3", least=0)
+    lr_start: float = flag(1e-3, "learning rate of the first update; it falls linearly to --lr_end", least=0)
+    lr_end: float = flag(1e-5, "learning rate after the last update", least=0)
+    beta2: float = flag(0.9, "Adam's beta2", least=0)
     swaps: Swaps = flag("nodes", "what training swaps: nodes, or edges and every other kind: nodes or edges")
     edges_from: float = flag(0.4, "with --swaps=edges: share of the epochs before edges are swapped", least=0)
     w_base: float = flag(0.4, "weight of the loss with nothing swapped", least=0)
@@ -111,7 +113,7 @@ class Models(Question):
             (model, rule) for model in self.models() for rule in self.rules if "+" in model or rule == "causal"
         ]
         edges_from = 0.0 if self.start else self.edges_from  # what is shipped has had its share
-        given = {"p_unused": self.p_unused, "lr_end": self.lr_end, "w_base": self.w_base}
+        given = {name: getattr(self, name) for name in ("p_unused", "lr_start", "lr_end", "beta2", "w_base")}
         hyper = Hyperparams(**given)
         if self.swaps == "edges":
             kinds_of_swap = ("p_edge", "p_nodes", "p_edges", "p_own", "p_base", "p_positions")

@@ -1,6 +1,7 @@
 """The questions of the 15 models: what their members share, what they begin with, and what is said of them."""
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def test_members_begin_with_what_is_shipped_or_with_the_weights_of_their_own_see
     for start in starts:
         assert start is not None
         assert load_weights(start).config.n_layers == 1
+
+
+@pytest.mark.parametrize("swaps", ["nodes", "edges"])
+def test_the_numbers_that_are_asked_for_are_those_of_every_member(swaps):
+    (member,) = Models(case="1", rules=("causal",), seeds=1, swaps=swaps, lr_start=3e-4, beta2=0.99).members()
+    default = Recipe.edges().hyper if swaps == "edges" else Recipe().hyper
+    assert member.hyper == replace(default, lr_start=3e-4, beta2=0.99, edges_from=0.4 if swaps == "edges" else 0.0)
 
 
 def test_what_a_start_does_not_have_is_named(tmp_path: Path):

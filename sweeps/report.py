@@ -104,6 +104,9 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "crystallise-left_greater": Section(Crystallise(case="left_greater", seeds=16, alone_epochs=20)),
     "crystallise-paren_checker": Section(Crystallise()),
+    "crystallise-indirect_object": Section(
+        Crystallise(case="indirect_object", seeds=16, batch_size=64, alone_epochs=10)
+    ),
     "polysemanticity": Section(Polysemanticity()),
     "discovery": Section(Discovery()),
     "alignment": Section(Alignment()),

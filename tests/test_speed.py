@@ -251,4 +251,5 @@ def test_an_interaction_is_bounded_by_what_is_known_of_its_four_members():
 def test_a_comparison_reads_as_part_of_a_table():
     assert str(Speed("slower", 2.0, 2.0, 1.5, math.inf, 8)) == "2.00 (1.50 or more)"
     assert str(Speed("unclear", 0.0, math.inf, None, None, 3)) == "an unknown number of"
+    assert str(Speed("unclear", 2.0, math.inf, 0.0, math.inf, 6)) == "2.00 or more (of any size)"
     assert str(Speed("faster", 0.0, 0.25, 0.0, 0.5, 8)) == "0.25 or less (0.50 or less)"

@@ -70,13 +70,13 @@ class Speed:
             means = f"is {names[self.kind]}"
         elif (alone := _kind((self.low, self.high))) != "unclear":
             means = f"would be {names[alone]}, but not with Holm's correction for {self.family} comparisons"
-        return f"(95% interval {_span(self.low, self.high)}), so it {means}"
+        return f"(95% interval {_ends(self.low, self.high)}), so it {means}"
 
     def __str__(self) -> str:
         if self.least is None or self.most is None:
             return "-"
         shown = _span(self.least, self.most)
-        return shown if self.low is None or self.high is None else f"{shown} ({_span(self.low, self.high)})"
+        return shown if self.low is None or self.high is None else f"{shown} ({_ends(self.low, self.high)})"
 
 
 def ratio(rows: Sequence[Row], others: Sequence[Row]) -> Differences:
@@ -183,3 +183,8 @@ def _span(low: float, high: float) -> str:
     if low == 0:
         return f"{high:.2f} or less"
     return f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f}-{high:.2f}"
+
+
+def _ends(low: float, high: float) -> str:
+    """An interval in words."""
+    return "of any size" if low == 0 and math.isinf(high) else _span(low, high)

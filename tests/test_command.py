@@ -86,7 +86,9 @@ def test_a_subclass_gives_a_flag_another_default_and_keeps_its_text_and_range():
 
 
 QUESTIONS = [Betas, Capacity, Gain, Heads, Kinds, Models, Published, Samplings, Schedules, Weights]
-OWN = {Models: {"case", "batch_size"}} | {question: {"case"} for question in (Capacity, Gain, Heads, Published)}
+OWN = {question: {"case"} for question in (Gain, Heads, Published)} | {
+    question: {"case", "batch_size"} for question in (Capacity, Models)
+}
 """Flags that a question tells in its own words."""
 
 

@@ -24,6 +24,7 @@ from siitjax.questions.report import Verdict
 from siitjax.sweep.rows import row_files
 from sweeps.alignment import Alignment
 from sweeps.betas import Betas
+from sweeps.capacity import Capacity
 from sweeps.crystallise import Crystallise
 from sweeps.discovery import Discovery
 from sweeps.gain import Gain
@@ -96,12 +97,14 @@ SECTIONS: Mapping[str, Section] = {
     "weights-paren_checker": Section(Weights(seeds=32)),
     "sampling-paren_checker": Section(Samplings(seeds=16)),
     "sampling-backup": Section(Samplings(seeds=32, only=(SUBSETS, ONE)), ("sampling-paren_checker", "sampling-backup")),
+    "sampling-1+2": Section(Samplings(case="1+2", seeds=16, samples=5_000, only=(SUBSETS, ONE))),
     "schedule-paren_checker": Section(Schedules(seeds=16)),
     "gain-tasks": Section(Gain(), ("gain-duplicate_remover", "gain-tasks")),
     "kinds-unique_extractor": Section(Kinds()),
     "heads": Section(
         Heads(seeds=16, d_head=(2, 4, 8, 16)), ("heads-2", "heads-2-later", "heads-4", "heads-8", "heads-16")
     ),
+    "capacity-tasks-nodes": Section(Capacity(case="tasks", models=("0", "0+1"), d_mlp=(2, 32), seeds=6)),
     "crystallise-left_greater": Section(Crystallise(case="left_greater", seeds=16, alone_epochs=20)),
     "crystallise-paren_checker": Section(Crystallise()),
     "crystallise-indirect_object": Section(

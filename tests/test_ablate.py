@@ -116,29 +116,36 @@ def test_the_worst_subset_is_the_one_of_the_least_share_of_all(form, masks, monk
     assert nodes_of(case, mask) == list(min((s for s in subsets if shares[s] == least), key=len))
 
 
-def test_of_many_unused_nodes_it_is_built_by_adding_the_worst_until_none_is_worse(monkeypatch):
-    """With the weights of seed 9, no second node makes the first one's share less, though three others together would:
-    what is built is not the worst of all."""
+def test_of_many_unused_nodes_it_is_looked_for_from_none_and_from_all(monkeypatch):
+    """By the same search in plain Python: a node is added or left out while that makes the share less."""
     monkeypatch.setattr(module, "EXHAUSTIVE", 3)
     compiled = jax.jit(lambda model, base, source: worst_subset(model, FEW, base, source))
     base, source = pair(FEW)
-    for seed, nodes in ((0, 2), (9, 1)):
+    everything = frozenset(unused(FEW))
+    for seed in (0, 9):
         model = mostly_right(FEW, seed)
         values = sites_of(model, source)
-        least, built = right(model, base, values, ()), ()
-        while True:
-            tried = {(*built, node): right(model, base, values, (*built, node)) for node in unused(FEW)}
-            if min(tried.values()) >= least:
-                break
-            least = min(tried.values())
-            built = next(nodes for nodes, share in tried.items() if share == least)
+        share_of = lambda nodes, m=model, v=values: right(m, base, v, tuple(n for n in unused(FEW) if n in nodes))
+        found = []
+        for nodes in (frozenset(), everything):
+            least = share_of(nodes)
+            while (best := min((share_of(nodes ^ {node}), i) for i, node in enumerate(unused(FEW))))[0] < least:
+                least, nodes = best[0], nodes ^ {unused(FEW)[best[1]]}
+            found.append((least, nodes))
         tally, mask = compiled(model, base, source)
-        share = tally.share
-        assert len(built) == nodes
-        assert set(nodes_of(FEW, mask)) == set(built)
-        assert float(share) == pytest.approx(least, abs=TOLERANCE)
-    others = [node for node in unused(FEW) if node not in built]
-    assert right(model, base, values, others) < share
+        least, nodes = min(found, key=lambda each: each[0])
+        assert float(tally.share) == pytest.approx(least, abs=TOLERANCE)
+        assert set(nodes_of(FEW, mask)) == nodes
+
+
+def test_nodes_that_stand_in_for_each_other_are_found_among_many(monkeypatch):
+    """Each of them alone does no harm, so no search that only adds nodes would begin."""
+    monkeypatch.setattr(module, "EXHAUSTIVE", 1)
+    model = backed_up()
+    base, source = strings("((((()))"), strings("(((()()(")
+    share, mask = worst(model, KIND, base, source)
+    assert share == 1 - Fraction(3 * 5, 8 * 6)
+    assert {"L0H0", "L0H2"} <= {str(node) for node in nodes_of(KIND, mask)}
 
 
 @pytest.mark.parametrize("case", [FEW, MANY], ids=["few", "many"])

@@ -63,9 +63,10 @@ def worst_subset(
 ) -> tuple[Tally, Bool[Array, " node"]]:
     """The fewest tokens that are answered right when some subset of the unused nodes is swapped, and that subset.
 
-    Every subset is tried of 10 unused nodes or fewer. Of more, the one is built greedily: the node that makes most
-    tokens wrong is added until none makes more wrong; a worse subset may exist. Their number is the least that was seen
-    on these pairs, so on others the same subset will do a little better.
+    Every subset is tried of 10 unused nodes or fewer. Of more, the one is looked for from two sides, none of them and
+    all: the node is added or left out that makes most tokens wrong, until none makes more wrong; a worse subset may
+    exist. From none alone, nodes that stand in for each other would be missed: each of them does no harm. The number is
+    the least that was seen on these pairs, so on others the same subset will do a little better.
     """
     case.check_fits(model.config, base, source)
     circuit = case.circuit
@@ -84,17 +85,18 @@ def worst_subset(
 
     each = jnp.asarray(np.eye(len(none), dtype=bool)[unused])
 
-    def grow(state):
+    def change(state):
         mask, most, _ = state
-        masks = mask[None] | each
+        masks = mask[None] ^ each
         counts, _ = wrong(masks)
         worse = counts.max() > most
         return jnp.where(worse, masks[counts.argmax()], mask), jnp.maximum(counts.max(), most), worse
 
-    counts, tokens = wrong(jnp.asarray(none)[None])
-    start = jnp.asarray(none), counts[0], jnp.asarray(True)
-    mask, most, _ = jax.lax.while_loop(lambda state: state[-1], grow, start)
-    return Tally(tokens - most, tokens), mask
+    starts = jnp.stack([jnp.asarray(none), jnp.asarray(circuit.unused_mask)])
+    counts, tokens = wrong(starts)
+    search = lambda start: jax.lax.while_loop(lambda state: state[-1], change, (*start, jnp.asarray(True)))
+    masks, most, _ = jax.lax.map(search, (starts, counts))
+    return Tally(tokens - most.max(), tokens), masks[most.argmax()]
 
 
 def zero_ablation(model: Transformer, case: Case, samples: Int[Array, "sample seq"]) -> Tally:

@@ -123,7 +123,8 @@ class Capacity(Question):
         from siitjax.questions.pictures import heat_map
 
         shares = [[self.share(rows, model, d) for d in self.d_mlp] for model in self.models]
-        heat_map(shares, self.models, self.d_mlp, ("tasks", "neurons an MLP"), f"{self.title}\n{verdict}", path)
+        title = f"{self.title} ({self.about})\n{verdict.kind.capitalize()}"
+        heat_map(shares, self.models, self.d_mlp, ("tasks", "neurons an MLP"), title, path)
 
 
 @dataclass(frozen=True)

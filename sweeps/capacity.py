@@ -9,6 +9,7 @@ from rich.table import Table
 
 import cases
 from siitjax.base.command import flag, main
+from siitjax.base.errors import UserError
 from siitjax.causal.combine import combine
 from siitjax.questions.question import Question
 from siitjax.questions.report import Verdict
@@ -40,11 +41,11 @@ class Capacity(Question):
     left in --start=FOLDER; a seed then counts where it holds (99.9% of all tokens and 99.5% of the changed ones under
     each swap of each kind, on 1,000 validation pairs), not where it converges.
 
-    The rule: a model's tasks fit in a seed that converges. Supported: of some model more seeds fit in the widest MLPs
-    than in the narrowest, beyond chance (Fisher's exact test at 2.5%, one-sided, with Bonferroni's correction for the
-    models). Contradicted: of no model a third more of the seeds fit (the whole 99% interval of the difference of the
-    shares, Newcombe 1998, method 10, lies below 1/3; that takes 14 seeds), and of some model fewer than two thirds fit
-    in the widest: where all fit, nothing was narrow.
+    The rule: a model's tasks fit in a seed that converges within --epochs. Supported: of some model more seeds fit in
+    the widest MLPs than in the narrowest, beyond chance (Fisher's exact test at 2.5%, one-sided, with Bonferroni's
+    correction for the models). Contradicted: of no model a third more of the seeds fit (the whole 99% interval of the
+    difference of the shares, Newcombe 1998, method 10, lies below 1/3; that takes 14 seeds), and of some model fewer
+    than two thirds fit in the widest: where all fit, nothing was narrow.
     """
 
     title = "Do more tasks fit a wider MLP?"
@@ -68,6 +69,11 @@ class Capacity(Question):
     quick: bool = flag(False, "train one seed a setting")
 
     def members(self) -> Sequence[Member]:
+        if self.swaps == "edges" and not self.start:
+            raise UserError(
+                "--start is empty, but --swaps=edges goes on from weights that hold at nodes; give the results folder "
+                "that the same command without --swaps left"
+            )
         members = []
         recipe = Recipe.edges() if self.swaps == "edges" else Recipe()
         hyper = replace(recipe.hyper, lr_start=self.lr_start, lr_end=self.lr_end, beta2=self.beta2)

@@ -117,12 +117,13 @@ def test_the_worst_subset_is_the_one_of_the_least_share_of_all(form, masks, monk
 
 
 def test_of_many_unused_nodes_it_is_looked_for_from_none_and_from_all(monkeypatch):
-    """By the same search in plain Python: a node is added or left out while that makes the share less."""
+    """By the same search in plain Python: a node is added or left out while that makes the share less. With the weights
+    of seed 2 the search from none ends at the lesser share, with those of seed 9 the one from all."""
     monkeypatch.setattr(module, "EXHAUSTIVE", 3)
     compiled = jax.jit(lambda model, base, source: worst_subset(model, FEW, base, source))
     base, source = pair(FEW)
     everything = frozenset(unused(FEW))
-    for seed in (0, 9):
+    for seed, lesser in ((2, 0), (9, 1)):
         model = mostly_right(FEW, seed)
         values = sites_of(model, source)
         share_of = lambda nodes, m=model, v=values: right(m, base, v, tuple(n for n in unused(FEW) if n in nodes))
@@ -133,7 +134,8 @@ def test_of_many_unused_nodes_it_is_looked_for_from_none_and_from_all(monkeypatc
                 least, nodes = best[0], nodes ^ {unused(FEW)[best[1]]}
             found.append((least, nodes))
         tally, mask = compiled(model, base, source)
-        least, nodes = min(found, key=lambda each: each[0])
+        least, nodes = found[lesser]
+        assert least < found[1 - lesser][0]
         assert float(tally.share) == pytest.approx(least, abs=TOLERANCE)
         assert set(nodes_of(FEW, mask)) == nodes
 

@@ -307,6 +307,8 @@ def test_members_under_swaps_of_edges_begin_with_those_of_the_same_width_and_see
     assert {(member.config.batch_size, member.config.sampling.swaps) for member in second} == {(64, "edges")}
     with pytest.raises(UserError, match=r"has no 1, d_mlp 2, seed 5; it has 1, d_mlp 32, seed 4, 1, d_mlp 2, seed 4"):
         Capacity(**{**asked, "first_seed": 5}, start=str(tmp_path)).members()
+    with pytest.raises(UserError, match=r"--start is empty, but --swaps=edges goes on from weights that hold at nodes"):
+        Capacity(**asked, swaps="edges").members()
 
 
 def test_rates_that_are_the_same_are_refused():
@@ -379,7 +381,7 @@ from dataclasses import dataclass, replace
 from siitjax.causal.circuit import Variable
 from siitjax.base.command import main
 from siitjax.model.nodes import head
-from sweeps.capacity import Capacity, Seeds, most_more
+from sweeps.capacity import Capacity
 from sweeps.heads import Heads
 from sweeps.sampling import METRICS, ONE, SUBSETS, Samplings
 from tests import tiny

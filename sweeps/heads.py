@@ -1,10 +1,15 @@
 """Can unrelated tasks share a head?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
 from siitjax.base.command import flag, main
 from siitjax.base.errors import UserError
+from siitjax.questions.kinds_table import kinds_scores, kinds_table
 from siitjax.questions.question import Question
 from siitjax.questions.report import Verdict
 from siitjax.questions.statistics.paired import by_seed
@@ -13,7 +18,7 @@ from siitjax.questions.statistics.speed import holm, ratio
 from siitjax.siit.config import Hyperparams
 from siitjax.siit.objective import DrawnPer
 from siitjax.sweep.engine import Member
-from siitjax.sweep.results import Row
+from siitjax.sweep.results import Results, Row
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,7 @@ class Heads(Question):
 
     Trains several tasks with heads of their own, and with all of them in the same head of each layer (`share_heads`),
     at each width of a head. A shared head has to carry one task's variable and the other's, on whatever it attends to.
+    Then each member is measured under swaps of every kind, which training does not draw.
 
     The rule: supported where, at some width, the tasks that share a head are as fast as those with heads of their own
     (the whole 95% interval of the ratio of epochs lies between 1 / 1.25 and 1.25) or faster (it lies below 1 / 1.25);
@@ -55,6 +61,15 @@ class Heads(Question):
 
     def comparisons(self, rows: Sequence[Row]) -> dict[str, Differences]:
         return {f"shared / own, d_head {d}": found for d, found in self._ratios(rows).items()}
+
+    def measure(self, rows: Sequence[Row], results: Results) -> Iterator[Row]:
+        for row in track(rows, "measuring what was trained", console=Console(stderr=True)):
+            yield {"member": row["member"], "kinds": kinds_scores(row, results)}
+
+    def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
+        pairs = {_setting(True, d): _setting(False, d) for d in self.d_head}
+        measured = all("kinds" in row for row in rows)
+        return [*super().tables(rows), *([kinds_table(rows, pairs)] if measured else [])]
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
         found = holm(self._ratios(rows))

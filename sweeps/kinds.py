@@ -10,6 +10,7 @@ from rich.table import Table
 import cases
 from siitjax.base.command import main
 from siitjax.base.share import percent
+from siitjax.questions.kinds_table import worst_by_kind
 from siitjax.questions.question import Question
 from siitjax.questions.report import Verdict
 from siitjax.questions.statistics.paired import by_seed
@@ -117,8 +118,8 @@ class Kinds(Question):
 
     def _least(self, rows: Sequence[Row], name: str, kind: int) -> float:
         """The least share of a seed on the labels that the worst swap changes; of all tokens, where it changes none."""
-        found = [row["edges"][kind] for row in by_seed(rows, name)]
-        return min((f["worst"] if f["worst_changed"] is None else f["worst_changed"] for f in found), default=0.0)
+        kinds = worst_by_kind(by_seed(rows, name))
+        return min([*kinds.values()][kind]) if kinds else 0.0
 
 
 if __name__ == "__main__":

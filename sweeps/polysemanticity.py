@@ -26,7 +26,7 @@ from siitjax.base.jsonl import Row
 from siitjax.base.versions import machine
 from siitjax.causal.case import Case
 from siitjax.io.hub_folder import new_folder
-from siitjax.io.trained import Trained, read_converged
+from siitjax.io.trained import Trained, read_converged, read_holding
 from siitjax.model.transformer import Transformer, random_like
 from siitjax.model.weights import weights_digest
 from siitjax.questions.report import Verdict
@@ -50,7 +50,8 @@ class Polysemanticity(Command):
     The rule: a combined model is polysemantic where the share of its live neurons that matter to two tasks or more lies
     above 10%, and above the 95% interval (Wilson) of that share in transformers of the same shape with random weights.
     Supported: two thirds of the combined models are. Contradicted: a third or fewer are. Undecided: between, or fewer
-    than three combined models.
+    than three combined models. A model with several seeds (--members) is one model: it is polysemantic where two thirds
+    of its seeds are.
 
     The thresholds were fixed before the first run; the backgrounds were not. Held alone, no neuron of the two models of
     a first trial raised any loss by 1e-5, nor did more than 20 of 512 in six models take 0.1 nats off a task's
@@ -61,13 +62,16 @@ class Polysemanticity(Command):
     title = "Are the neurons of the shipped models polysemantic?"
 
     models: tuple[str, ...] = flag(cases.MODELS, "the shipped models to measure, by number")
+    members: tuple[str, ...] = flag(
+        (), "results folders of python -m sweeps.table --swaps=edges, whose members that hold are further seeds"
+    )
     strings: int = flag(500, "strings a task on which the information in each neuron is measured", least=20)
     ablated: int = flag(50, "of these strings, those on which neurons are held at their mean", least=2)
     backgrounds: int = flag(24, "random sets of other neurons of the MLP, held with each neuron", least=2)
     controls: int = flag(1, "transformers of the same shape with random weights, measured beside each model", least=1)
     seed: int = flag(3_000_000, "decides the strings and the random weights", least=0)
     capacity: tuple[str, ...] = flag(
-        (), "also measure what converged in these results folders of python -m sweeps.capacity"
+        (), "also measure what converged (or holds) in these results folders of python -m sweeps.capacity"
     )
     quick: bool = flag(False, f"measure the models {', '.join(QUICK)} alone")
     out: str = flag("results/polysemanticity", "folder of the results")
@@ -76,7 +80,7 @@ class Polysemanticity(Command):
         names = QUICK if self.quick else self.models
         for name in names:
             check_choice("the model", name, cases.MODELS)
-        shipped = {name: cases.load(name) for name in names}
+        shipped = {name: cases.load(name) for name in names} | self._seeds()
         by_width: dict[str, Trained] = {}
         for folder in self.capacity:
             by_width |= read_converged(Path(folder), cases.described)
@@ -149,10 +153,21 @@ class Polysemanticity(Command):
             raise UserError(f"{path} holds another run, with other {' and '.join(differ)}; choose another --out")
         return said
 
+    def _seeds(self) -> dict[str, Trained]:
+        """The members of the folders that are asked for, as "0+1, seed 1"."""
+        found: dict[str, Trained] = {}
+        for folder in self.members:
+            for (setting, seed), trained in read_holding(Path(folder), cases.described).items():
+                check_choice("the model", model := setting.split(",")[0], cases.MODELS)
+                if (name := f"{model}, seed {seed}") in found:
+                    raise UserError(f"--members give {name} twice; give each once")
+                found[name] = trained
+        return found
+
     def _measured(self, name: str, trained: Trained) -> tuple[Answers, Model]:
         """One model, beside random transformers of its shape."""
         answers = self._answers(trained.model, trained.case)
-        key = jax.random.fold_in(jax.random.key(self.seed), cases.MODELS.index(name))
+        key = jax.random.fold_in(jax.random.key(self.seed), cases.MODELS.index(name.split(",")[0]))
         keys = jax.random.split(key, self.controls)
         controls = [self._answers(random_like(trained.model, key=key), trained.case) for key in keys]
         return answers, summarised(name, answers, controls, self.seed)
@@ -174,19 +189,27 @@ def _models(rows: Sequence[Row], by_width: bool = False) -> list[Model]:
 
 def decide(models: Sequence[Model]) -> Verdict:
     """The verdict; see `Polysemanticity` for its rule."""
-    combined = [model for model in models if model.tasks > 1]
+    combined: dict[str, list[Model]] = {}
+    for model in models:
+        if model.tasks > 1:
+            combined.setdefault(model.name.split(",")[0], []).append(model)
     if len(combined) < 3:
         return Verdict("undecided", f"the rule needs three combined models, and {len(combined)} were measured.")
-    good = [model for model in combined if model.is_polysemantic]
-    share = len(good) / len(combined)
+    most = lambda seeds, holds: sum(map(holds, seeds)) >= MOST_MODELS * len(seeds)
+    good = sum(most(seeds, lambda model: model.is_polysemantic) for seeds in combined.values())
+    fewer = sum(most(seeds, lambda model: model.shared < model.chance_low) for seeds in combined.values())
+    share = good / len(combined)
     kind = "supported" if share >= MOST_MODELS else "contradicted" if share <= 1 - MOST_MODELS else "undecided"
-    low, high = (100 * f(model.share for model in combined) for f in (min, max))
-    control = 100 * max(model.control_high or 0.0 for model in combined)
-    fewer = sum(model.shared < model.chance_low for model in combined)
+    every = [model for seeds in combined.values() for model in seeds]
+    low, high = (100 * f(model.share for model in every) for f in (min, max))
+    control = 100 * max(model.control_high or 0.0 for model in every)
+    seeds = (
+        "" if len(every) == len(combined) else f" ({len(every)} seeds of them, each judged by two thirds of its own)"
+    )
     return Verdict(
         kind,
-        f"in {len(good)} of {len(combined)} combined models more than {100 * LEAST:.0f}% of the live neurons, and more "
-        f"than in random transformers, matter to two tasks or more: {low:.0f}-{high:.0f}% do (random: at most "
+        f"in {good} of {len(combined)} combined models{seeds} more than {100 * LEAST:.0f}% of the live neurons, and "
+        f"more than in random transformers, matter to two tasks or more: {low:.0f}-{high:.0f}% do (random: at most "
         f"{control:.1f}%, the upper end of the widest 95% interval); in {fewer} of the {len(combined)} fewer are "
         "shared than if each task's neurons lay anywhere in their MLP.",
     )

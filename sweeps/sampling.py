@@ -19,6 +19,7 @@ from siitjax.base.errors import UserError
 from siitjax.base.share import percent
 from siitjax.model.weights import load_weights
 from siitjax.questions.against_first import AgainstFirst
+from siitjax.questions.kinds_table import kinds_scores, kinds_table
 from siitjax.questions.report import Verdict, mean
 from siitjax.questions.statistics.paired import by_seed, difference, points
 from siitjax.questions.statistics.ranks import LEAST
@@ -54,7 +55,8 @@ class Samplings(AgainstFirst):
     nodes that stand in for each other would pass otherwise. This sweep trains with one, with random subsets and with
     all unused nodes swapped, and with circuit nodes drawn one a batch (the unused ones too are then drawn once a
     batch), one an example, and in random subsets. Then each member's unused nodes are swapped one at a time, together
-    and in every subset, and ablated, on validation strings in pairs that no epoch has seen.
+    and in every subset, and ablated, on validation strings in pairs that no epoch has seen; and it is measured under
+    swaps of every kind, edges among them, which no way of sampling here draws.
 
     The rule: a member hides the points by which its SIIA under the worst subset of the unused nodes lies below its
     SIIA. What it hides with one node at a time is compared with what it hides with random subsets, over the seeds whose
@@ -91,7 +93,8 @@ class Samplings(AgainstFirst):
 
     def tables(self, rows: Sequence[Row]) -> Sequence[Table]:
         ours = self._ours(rows)
-        return [*super().tables(ours), ablations(ours)]
+        measured = all("kinds" in row for row in ours) and all(by_seed(ours, name) for name in (ONE, SUBSETS))
+        return [*super().tables(ours), ablations(ours), *([kinds_table(ours, {ONE: SUBSETS})] if measured else [])]
 
     def picture(self, rows: Sequence[Row], verdict: Verdict, path: Path) -> None:
         from siitjax.questions.pictures import strips
@@ -157,6 +160,7 @@ def ablated(rows: Sequence[Row], results: Results) -> Iterator[Row]:
             **{name: float(getattr(found, name).share) for name in ("worst_siia", "zero", "mean")},
             "hidden": float(siia - found.worst_siia.share),
             "worst_subset": [*map(str, case.circuit.nodes.named(np.asarray(found.worst_subset)))],
+            "kinds": kinds_scores(row, results),
         }
 
 

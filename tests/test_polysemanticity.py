@@ -1,6 +1,7 @@
 """The question of polysemanticity: its rule, its folder, its refusals, and what it measures of a sweep by width."""
 
 import json
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from siitjax.siit.metrics import Metrics, Tally
 from siitjax.siit.train import History, Stop
 from siitjax.sweep.engine import Outcome
 from siitjax.sweep.results import Results
+from siitjax.sweep.rows import weights_file
 from sweeps.capacity import Capacity
 from sweeps.polysemanticity import Polysemanticity, decide, starts
 from tests.test_betas import contents
@@ -34,15 +36,34 @@ def model_found(name="0+1", tasks=2, live=100, shared=0, high: float | None = 0.
 @pytest.mark.parametrize(
     ("models", "kind"),
     [
-        ([model_found(shared=11)] * 2 + [model_found()], "supported"),
-        ([model_found(shared=11)] + [model_found(shared=10)] * 2, "contradicted"),
-        ([model_found(shared=11)] * 2 + [model_found()] * 2, "undecided"),
-        ([model_found(shared=11, high=0.11)] * 3, "contradicted"),
-        ([model_found(shared=11)] * 2 + [model_found(tasks=1, shared=11)] * 9, "undecided"),
+        ((2, (11, 11, 0)), "supported"),
+        ((2, (11, 10, 10)), "contradicted"),
+        ((2, (11, 11, 0, 0)), "undecided"),
+        ((11, (11, 11, 11)), "contradicted"),
+        ((2, (11, 11)), "undecided"),
     ],
 )
 def test_the_verdict_is_the_rule_s(models, kind):
-    assert decide(models).kind == kind
+    high, shared = models
+    found = [model_found(f"0+{i + 1}", shared=n, high=high / 100) for i, n in enumerate(shared)]
+    assert decide([*found, *[model_found(str(i), tasks=1, shared=11) for i in range(4)]]).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("seeds", "kind", "good"),
+    [
+        # Shared neurons of each seed, of 100: a model is polysemantic where two thirds of its seeds have more than 10.
+        (((11, 11, 0), (11, 11, 0), (0, 0, 0)), "supported", 2),
+        (((11, 0, 0), (11, 0, 0), (11, 11, 11)), "contradicted", 1),
+        (((11,), (11, 11, 0), (11, 0)), "supported", 2),
+    ],
+)
+def test_a_model_with_several_seeds_counts_once(seeds, kind, good):
+    name = lambda model, seed: f"0+{model + 1}" + (f", seed {seed}" if seed else "")
+    found = [model_found(name(i, seed), shared=n) for i, each in enumerate(seeds) for seed, n in enumerate(each)]
+    verdict = decide(found)
+    assert verdict.kind == kind
+    assert f"in {good} of 3 combined models ({len(found)} seeds of them, each judged by two" in verdict.because
 
 
 def test_where_superposition_starts_is_the_widest_mlp_that_is_mostly_shared():
@@ -150,6 +171,32 @@ def test_what_converged_in_a_sweep_is_measured_by_width(swept, tmp_path, command
     assert sentence in again[1]
     assert without[0] == 2
     assert "holds another run, with other weights; choose another --out" in without[2]
+
+
+def test_members_that_hold_are_further_seeds_measured_beside_random_transformers(tmp_path, commands):
+    folder, out = tmp_path / "sweep", tmp_path / "results"
+    (folder / "members").mkdir(parents=True)
+    rows = []
+    for i, holds in enumerate((True, False)):
+        shutil.copy(cases.shipped("1"), weights_file(folder, i))
+        row = {"member": i, "setting": "1, causal", "seed": 4 + i, "stop": "converged", "accuracy": 1.0, "holds": holds}
+        rows.append(json.dumps(row) + "\n")
+    (folder / "rows.jsonl").write_text("".join(rows))
+    again = shutil.copytree(folder, tmp_path / "again")
+    asked = (*SMALL, f"--members={folder}")
+    measured, twice = commands(
+        Polysemanticity,
+        (*asked, f"--out={out}"),
+        (*asked[:-1], f"--members={folder},{again}", f"--out={tmp_path / 'new'}"),
+    )
+    assert measured[0] == 0, measured[2]
+    shipped, member = (json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines())
+    assert (shipped["name"], member["name"], member["by_width"]) == ("1", "1, seed 4", False)
+    # The weights are the same, and so is all but the random transformers beside them.
+    assert all(shipped[key] == member[key] for key in ("live", "matter", "layers"))
+    assert member["control"] is not None
+    assert twice[0] == 2
+    assert "--members give 1, seed 4 twice; give each once" in twice[2]
 
 
 def test_the_rows_of_every_host_are_read(swept):

@@ -163,7 +163,8 @@ def _check_behaviour(file: Path, case: Case, about: dict[str, Any]) -> None:
 
 
 def read_converged(folder: Path, case_of: Callable[[dict[str, Any]], Case]) -> dict[str, Trained]:
-    """The members that converged in a sweep's results folder, by setting and seed.
+    """The members that converged in a sweep's results folder, or hold where it trained under swaps of edges; by setting
+    and seed.
 
     Args:
         case_of: as `read_trained` takes it.
@@ -172,10 +173,8 @@ def read_converged(folder: Path, case_of: Callable[[dict[str, Any]], Case]) -> d
         UserError: it is no such folder, or a member cannot be read.
     """
     rows = _members(folder, "python -m sweeps.capacity")
-    return {
-        f"{setting}, seed {seed}": trained
-        for (setting, seed), trained in _read(folder, [row for row in rows if row["stop"] == "converged"], case_of)
-    }
+    good = [row for row in rows if row.get("holds", row["stop"] == "converged")]
+    return {f"{setting}, seed {seed}": trained for (setting, seed), trained in _read(folder, good, case_of)}
 
 
 def read_holding(folder: Path, case_of: Callable[[dict[str, Any]], Case]) -> dict[tuple[str, int], Trained]:

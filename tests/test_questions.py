@@ -328,6 +328,19 @@ def hiding(one: tuple[float, ...], subsets: tuple[float, ...], siia: float = 1.0
 NONE = (0.0,) * 6
 
 
+def test_shared_heads_are_shown_under_swaps_of_every_kind_where_these_were_measured():
+    question, names = Heads(d_head=(4,)), ("own heads, d_head 4", "shared heads, d_head 4")
+    rows = sweep(names, TENS, TENS)
+    assert [table.title for table in question.tables(rows)][1:] == []
+    kinds = [{"words": "one edge", "worst": 1.0, "worst_changed": 0.5}]
+    measured = [row | {"kinds": kinds} for row in rows]
+    _, table = question.tables(measured)
+    assert [str(column.header) for column in table.columns][1:] == [
+        *names,
+        "shared heads, d_head 4 - own heads, d_head 4",
+    ]
+
+
 @pytest.mark.parametrize(
     ("one", "subsets", "kind"),
     [

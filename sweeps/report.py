@@ -94,6 +94,9 @@ SECTIONS: Mapping[str, Section] = {
     "betas-0+1": Section(
         Betas(case="0+1", seeds=16, epochs=60, samples=5_000, p_unused=0.8, drawn_per="example", init_gain=0.18),
     ),
+    "betas-1+2": Section(
+        Betas(case="1+2", seeds=16, epochs=60, samples=5_000, p_unused=0.8, drawn_per="example", init_gain=0.18),
+    ),
     "weights-paren_checker": Section(Weights(seeds=32)),
     "sampling-paren_checker": Section(Samplings(seeds=16)),
     "sampling-backup": Section(Samplings(seeds=32, only=(SUBSETS, ONE)), ("sampling-paren_checker", "sampling-backup")),
@@ -135,6 +138,37 @@ SECTIONS: Mapping[str, Section] = {
     "further-edges": Section(
         Collected(case="further", rules=("causal",), swaps="edges", start="FOLDER", epochs=20),
         ("further-edges", "edges-two_majorities", "further-edges-bracket_kinds"),
+        pictured=False,
+    ),
+    "token_frequency-nodes": Section(
+        Collected(case="token_frequency", rules=("causal",), batch_size=64, epochs=180), pictured=False
+    ),
+    "token_frequency-edges": Section(
+        Collected(case="token_frequency", rules=("causal",), swaps="edges", start="FOLDER", epochs=20), pictured=False
+    ),
+    "paren_shares-nodes": Section(
+        Collected(case="paren_shares", rules=("causal",), epochs=240, beta2=0.999, seeds=1, first_seed=100),
+        pictured=False,
+    ),
+    "paren_shares-edges": Section(
+        Collected(
+            case="paren_shares",
+            rules=("causal",),
+            swaps="edges",
+            start="FOLDER",
+            epochs=60,
+            beta2=0.999,
+            seeds=1,
+            first_seed=100,
+        ),
+        pictured=False,
+    ),
+    "ioi-nodes": Section(
+        Collected(case="ioi", rules=("causal",), batch_size=64, epochs=25, seeds=1),
+        pictured=False,
+    ),
+    "ioi-edges": Section(
+        Collected(case="ioi", rules=("causal",), swaps="edges", start="FOLDER", epochs=60, beta2=0.999, seeds=1),
         pictured=False,
     ),
     # The recipe was found on seeds 0 to 2, whose rows are in indirect_object-first: they have no part in the verdict.

@@ -28,7 +28,7 @@ PAIRS = 1_000
 SOME = ["3", "1+2", "0+1+2+3"]
 FURTHER = [
     *("addition", "adjacent_remover", "below_maximum", "bracket_kinds", "flip_flop", "indirect_object", "induction"),
-    *("ioi@nodes", "modular_count", "most_frequent", "reversal", "share_of_x", "sorting", "three_bits", "two_hop"),
+    *("ioi", "modular_count", "most_frequent", "reversal", "share_of_x", "sorting", "three_bits", "two_hop"),
 ]
 OTHERS = [name for name in cases.MODELS if name not in SOME]
 

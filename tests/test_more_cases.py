@@ -24,8 +24,8 @@ N = 400
 
 PEOPLE = "Ann Bob Cal Dan Eve Fay Gil Hal Ida Jon Kim Lou"
 WORDS_OF_IOI = (
-    "park shop school garden station gave handed passed sold ring book drink ball letter and went to the . a then "
-    "after lunch , it rained all day"
+    "park shop school garden station gave handed passed sold ring book drink ball letter and went to the . a later "
+    "that day , after lunch it rained again"
 )
 IN_IOI = {"word": "MLP0", "duplicate": "L1H1", "inhibited": "L2H1", "indirect_object": "L4H1"}
 
@@ -53,10 +53,9 @@ def first_occurrences(s):
 
 
 def ioi(s):
-    last = max(i for i, word in enumerate(s) if word != "PAD")
     one, two, again = (word for word in s if word in PEOPLE.split())
-    (other,) = {one, two} - {again}
-    return [*["BOS"] * last, other, *["BOS"] * (len(s) - last - 1)]
+    other = next((name for name in (one, two) if name != again), "BOS")
+    return [*["BOS"] * (len(s) - 1), other if again in (one, two) else "BOS"]
 
 
 def ioi_full(s):
@@ -179,8 +178,8 @@ FURTHER = (
         (4, 4, 12, 50, 200, 10),
         "a b c",
     ),
-    Further(ioi, IN_IOI, (6, 4, 16, 64, 256, 19), f"{PEOPLE} {WORDS_OF_IOI}"),
-    Further(ioi_full, IN_IOI, (6, 4, 16, 64, 3072, 19), f"{PEOPLE} {WORDS_OF_IOI}"),
+    Further(ioi, IN_IOI, (6, 4, 16, 64, 256, 18), f"{PEOPLE} {WORDS_OF_IOI}"),
+    Further(ioi_full, IN_IOI, (6, 4, 16, 64, 3072, 18), f"{PEOPLE} {WORDS_OF_IOI}"),
     Further(modular_count, {"count": "L0H0", "residue": "MLP0"}, (1, 4, 4, 16, 64, 10), "a b"),
     Further(induction, {"previous": "L0H0", "follower": "L1H0"}, (2, 4, 8, 32, 0, 10), "a b c d"),
     Further(sorting, {"counts": "L0H0", "ordered": "MLP0"}, (1, 4, 6, 24, 96, 9), "a b c"),

@@ -2,7 +2,9 @@
 are errors, and jaxtyping with beartype checks every annotation: pyproject.toml.)
 """
 
+import json
 import os
+import shutil
 import tempfile
 
 import hypothesis
@@ -65,3 +67,21 @@ def programs_freed():
     """Frees what a module compiled: each program holds memory maps, of which a process may have some 65,000."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def member(tmp_path_factory):
+    """A results folder as `python -m sweeps.table --swaps=edges` leaves it, of the shipped model as seeds 4 and 5, of
+    which the first holds."""
+    import cases  # which imports siitjax too
+    from siitjax.sweep.rows import weights_file
+
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "members").mkdir()
+    rows = []
+    for i, holds in enumerate((True, False)):
+        shutil.copy(cases.shipped("1"), weights_file(folder, i))
+        row = {"member": i, "setting": "1, causal", "seed": 4 + i, "stop": "converged", "accuracy": 1.0, "holds": holds}
+        rows.append(json.dumps(row) + "\n")
+    (folder / "rows.jsonl").write_text("".join(rows))
+    return folder

@@ -9,7 +9,6 @@ from rich.console import Console
 
 import cases
 from siitjax.analysis.discovery.report import AT_EDGES, AT_NODES, seeds_table, sharing, truth
-from siitjax.sweep.rows import weights_file
 from sweeps.discovery import Discovery, decide, numbered_and_others
 
 PARTS = ("0", "1", "2", "3")
@@ -95,21 +94,6 @@ def test_the_spread_over_seeds_is_beside_that_over_models(printed):
     # Within: the root of (0.02 + 0) / 2. Between: the standard deviation of 0.6 and 0.8.
     assert ["EAP", "2", "4", "0.100", "0.141"] in [line.split() for line in printed(table).splitlines()]
     assert seeds_table(rows[:2], "seeds") is None
-
-
-@pytest.fixture(scope="module")
-def member(tmp_path_factory):
-    """A results folder as `python -m sweeps.table --swaps=edges` leaves it, of the shipped model as seeds 4 and 5, of
-    which the first holds."""
-    folder = tmp_path_factory.mktemp("sweep")
-    (folder / "members").mkdir()
-    rows = []
-    for i, holds in enumerate((True, False)):
-        shutil.copy(cases.shipped("1"), weights_file(folder, i))
-        row = {"member": i, "setting": "1, causal", "seed": 4 + i, "stop": "converged", "accuracy": 1.0, "holds": holds}
-        rows.append(json.dumps(row) + "\n")
-    (folder / "rows.jsonl").write_text("".join(rows))
-    return folder
 
 
 def test_members_that_hold_are_further_seeds(tmp_path, commands, member):

@@ -19,7 +19,6 @@ from siitjax.siit.metrics import Metrics, Tally
 from siitjax.siit.train import History, Stop
 from siitjax.sweep.engine import Outcome
 from siitjax.sweep.results import Results
-from siitjax.sweep.rows import weights_file
 from sweeps.capacity import Capacity
 from sweeps.polysemanticity import Polysemanticity, decide, starts
 from tests.test_betas import contents
@@ -173,28 +172,20 @@ def test_what_converged_in_a_sweep_is_measured_by_width(swept, tmp_path, command
     assert "holds another run, with other weights; choose another --out" in without[2]
 
 
-def test_members_that_hold_are_further_seeds_measured_beside_random_transformers(tmp_path, commands):
-    folder, out = tmp_path / "sweep", tmp_path / "results"
-    (folder / "members").mkdir(parents=True)
-    rows = []
-    for i, holds in enumerate((True, False)):
-        shutil.copy(cases.shipped("1"), weights_file(folder, i))
-        row = {"member": i, "setting": "1, causal", "seed": 4 + i, "stop": "converged", "accuracy": 1.0, "holds": holds}
-        rows.append(json.dumps(row) + "\n")
-    (folder / "rows.jsonl").write_text("".join(rows))
-    again = shutil.copytree(folder, tmp_path / "again")
-    asked = (*SMALL, f"--members={folder}")
+def test_members_that_hold_are_further_seeds_measured_beside_random_transformers(tmp_path, commands, member):
+    out, again = tmp_path / "results", shutil.copytree(member, tmp_path / "again")
+    asked = (*SMALL, f"--members={member}")
     measured, twice = commands(
         Polysemanticity,
         (*asked, f"--out={out}"),
-        (*asked[:-1], f"--members={folder},{again}", f"--out={tmp_path / 'new'}"),
+        (*asked[:-1], f"--members={member},{again}", f"--out={tmp_path / 'new'}"),
     )
     assert measured[0] == 0, measured[2]
-    shipped, member = (json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines())
-    assert (shipped["name"], member["name"], member["by_width"]) == ("1", "1, seed 4", False)
+    shipped, other = (json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines())
+    assert (shipped["name"], other["name"], other["by_width"]) == ("1", "1, seed 4", False)
     # The weights are the same, and so is all but the random transformers beside them.
-    assert all(shipped[key] == member[key] for key in ("live", "matter", "layers"))
-    assert member["control"] is not None
+    assert all(shipped[key] == other[key] for key in ("live", "matter", "layers"))
+    assert other["control"] is not None
     assert twice[0] == 2
     assert "--members give 1, seed 4 twice; give each once" in twice[2]
 

@@ -48,7 +48,7 @@ class Sentences:
         one, two = rng.permuted(np.tile([ID[name] for name in NAMES], (n, 1)), axis=1)[:, :2].T
         if self.again:
             three = np.where(rng.integers(0, 2, n), two, one)
-        else:
+        else:  # what was drawn above is left, so that the strings stay those of the shipped model's training
             three, one, two = any_of(NAMES), any_of(NAMES), any_of(NAMES)
         columns = [
             *always(*self.opening),
